@@ -1,0 +1,22 @@
+//! What a committed changeset does: revisions, preconditions, ownership, history, request ids. Pure and deterministic: no
+//! Raft, no disk, no clock, no randomness, no floats, no hash-map order, because every replica runs it and runs it again at replay.
+//!
+//! - [`change`]: the vocabulary: [`Command`], [`Changeset`], [`Op`] and what comes of them.
+//! - [`state`]: [`State::apply`], the one function that changes anything, and the snapshot document.
+//! - [`view`]: [`View`], an immutable picture at one revision; all consumers work on views.
+//! - [`observed`]: the observed tier, kept in memory and never a Raft entry.
+//! - [`catalog`]: both tiers behind one set of reads.
+
+pub mod catalog;
+pub mod change;
+pub mod observed;
+pub mod state;
+pub mod view;
+
+pub use catalog::{Catalog, Role};
+pub use change::{
+    Applied, Change, Changeset, Command, Expect, GlobalRevision, HistoryId, Mode, Op, OpError, OpResult, Put, RequestId, Revision, RevisionChanges,
+};
+pub use observed::{Observed, ObservedView};
+pub use state::{SnapshotError, State};
+pub use view::{Compacted, View};

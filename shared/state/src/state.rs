@@ -1,0 +1,367 @@
+//! The replicated state machine. [`State::apply`] is pure, deterministic and total: it never panics, reads no clock, and gives
+//! the same result on every replica.
+
+use std::{collections::BTreeMap, io, sync::Arc};
+
+use rpds::RedBlackTreeMapSync;
+use serde::{Deserialize, Serialize};
+use ursa_model::{Resource, ResourceKey, Timestamp};
+
+use crate::{
+    change::{
+        Applied, Change, Changeset, Command, Expect, GlobalRevision, HistoryId, Mode, Op, OpError, OpResult, Put, RequestId, Revision,
+        RevisionChanges,
+    },
+    view::View,
+};
+
+/// Revisions of history kept at the most, whatever the compaction floor says. Each costs its changed values and a few hundred
+/// bytes of map.
+pub const MAX_HISTORY: usize = 10_000;
+/// Request ids remembered: a retry comes within seconds, and a busy global commits some thousand sets in that time.
+pub const MAX_REQUESTS: usize = 8_192;
+/// Depth of ownership followed by a delete; Kuma's chains have three levels.
+const MAX_CASCADE_DEPTH: usize = 16;
+/// Version of the snapshot document.
+const SNAPSHOT_FORMAT: u32 = 1;
+
+/// See the module's text. Cloning is cheap.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    view: View,
+    /// Added to a log index to give a revision.
+    revision_base: u64,
+    /// Index of the newest entry applied.
+    applied_index: u64,
+    feature_level: u32,
+    /// (owner, owned).
+    owned: RedBlackTreeMapSync<(ResourceKey, ResourceKey), ()>,
+    requests: RedBlackTreeMapSync<RequestId, Arc<Applied>>,
+    /// The ids by the log index that brought them, oldest first.
+    request_order: RedBlackTreeMapSync<u64, RequestId>,
+}
+
+/// The resources that one changeset touched so far: first `before`, newest `after`.
+type Touched = BTreeMap<ResourceKey, (Option<Arc<Resource>>, Option<Arc<Resource>>)>;
+
+impl State {
+    /// The picture after the newest applied entry.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    pub fn history_id(&self) -> HistoryId {
+        self.view.history_id
+    }
+
+    pub fn feature_level(&self) -> u32 {
+        self.feature_level
+    }
+
+    /// Index of the newest entry applied; 0 before the first.
+    pub fn applied_index(&self) -> u64 {
+        self.applied_index
+    }
+
+    /// Marks an entry without a command (blank, membership) as applied.
+    pub fn skip(&mut self, index: u64) {
+        self.applied_index = self.applied_index.max(index);
+    }
+
+    /// Applies the entry at `index`. An index that is not newer than the newest applied one changes nothing.
+    pub fn apply(&mut self, index: u64, command: &Command) -> Applied {
+        if index <= self.applied_index {
+            return Applied { revision: self.view.revision, ..Applied::default() };
+        }
+        self.applied_index = index;
+        match command {
+            Command::Init { history } => {
+                if self.view.history_id == HistoryId::default() {
+                    self.view.history_id = *history;
+                }
+                self.nothing()
+            }
+            Command::Compact { floor } => {
+                self.compact((*floor).min(self.view.revision));
+                self.nothing()
+            }
+            Command::RaiseFeatureLevel { level } => {
+                self.feature_level = self.feature_level.max(*level);
+                self.nothing()
+            }
+            Command::Change(set) => self.change(index, set),
+        }
+    }
+
+    fn nothing(&self) -> Applied {
+        Applied { revision: self.view.revision, ..Applied::default() }
+    }
+
+    fn change(&mut self, index: u64, set: &Changeset) -> Applied {
+        if let Some(first) = self.requests.get(&set.id) {
+            return first.as_ref().clone();
+        }
+        let revision = self.revision_base.saturating_add(index);
+        // The clock never goes back, whatever a proposer's clock does.
+        let at = set.at.max(self.view.time);
+        let mut next = self.clone();
+        let mut touched = Touched::new();
+        let mut results = Vec::with_capacity(set.ops.len());
+        let mut rejected = None;
+        for (i, op) in set.ops.iter().enumerate() {
+            let result = match op {
+                Op::Put(put) => next.put(put, revision, at, &mut touched),
+                Op::Delete { key, expect } => next.delete(key, *expect, &mut touched),
+            };
+            match result {
+                Ok(done) => results.push(done),
+                Err(err) => {
+                    if set.mode == Mode::Atomic {
+                        rejected = Some((i, err));
+                        break;
+                    }
+                    results.push(OpResult::Refused(err));
+                }
+            }
+        }
+        let applied = if rejected.is_some() {
+            Applied { revision: self.view.revision, results: Vec::new(), rejected }
+        } else {
+            let changes: Vec<Change> = touched
+                .into_iter()
+                .filter(|(_, (before, after))| before != after)
+                .map(|(key, (before, after))| Change { key, before, after })
+                .collect();
+            let moves_global = set.global.is_some() && set.global != self.view.global;
+            if !changes.is_empty() || moves_global {
+                next.record(revision, at, set, changes);
+                *self = next;
+            }
+            Applied { revision: self.view.revision, results, rejected: None }
+        };
+        self.remember(index, set.id, &applied);
+        applied
+    }
+
+    fn record(&mut self, revision: Revision, at: Timestamp, set: &Changeset, changes: Vec<Change>) {
+        let entry = RevisionChanges { revision, at, global: set.global, actor: set.actor.clone(), changes };
+        let view = &mut self.view;
+        view.revision = revision;
+        view.time = at;
+        view.global = set.global.or(view.global);
+        view.history.insert_mut(revision, Arc::new(entry));
+        while view.history.size() > MAX_HISTORY {
+            let Some(oldest) = view.history.first().map(|(r, _)| *r) else { break };
+            view.history.remove_mut(&oldest);
+            view.floor = view.floor.max(oldest);
+        }
+    }
+
+    fn remember(&mut self, index: u64, id: RequestId, applied: &Applied) {
+        if id == RequestId::default() {
+            return;
+        }
+        self.requests.insert_mut(id, Arc::new(applied.clone()));
+        self.request_order.insert_mut(index, id);
+        while self.request_order.size() > MAX_REQUESTS {
+            let Some((oldest, id)) = self.request_order.first().map(|(i, id)| (*i, *id)) else { break };
+            self.request_order.remove_mut(&oldest);
+            self.requests.remove_mut(&id);
+        }
+    }
+
+    fn compact(&mut self, floor: Revision) {
+        while let Some(oldest) = self.view.history.first().map(|(r, _)| *r) {
+            if oldest > floor {
+                break;
+            }
+            self.view.history.remove_mut(&oldest);
+        }
+        self.view.floor = self.view.floor.max(floor);
+    }
+
+    fn check(&self, key: &ResourceKey, expect: Expect) -> Result<(), OpError> {
+        match (expect, self.view.get(key)) {
+            (Expect::Any, _) | (Expect::Absent, None) | (Expect::Present, Some(_)) => Ok(()),
+            (Expect::Absent, Some(_)) => Err(OpError::Exists(key.clone())),
+            (Expect::Present | Expect::Version(_), None) => Err(OpError::Missing(key.clone())),
+            (Expect::Version(want), Some(have)) if have.version == want => Ok(()),
+            (Expect::Version(want), Some(have)) => Err(OpError::Conflict { key: key.clone(), have: have.version, want }),
+        }
+    }
+
+    fn put(&mut self, put: &Put, revision: Revision, at: Timestamp, touched: &mut Touched) -> Result<OpResult, OpError> {
+        self.check(&put.key, put.expect)?;
+        if let Some(owner) = &put.owner {
+            if *owner == put.key {
+                return Err(OpError::OwnerCycle(put.key.clone()));
+            }
+            if self.view.get(owner).is_none() {
+                return Err(OpError::OwnerMissing(owner.clone()));
+            }
+        }
+        let old = self.view.get(&put.key).cloned();
+        let status = put.status.clone().or_else(|| old.as_ref().and_then(|o| o.status.clone()));
+        if let Some(old) = &old
+            && old.spec == put.spec
+            && old.labels == put.labels
+            && old.status == status
+            && (put.owner.is_none() || old.owner == put.owner)
+        {
+            return Ok(OpResult::Unchanged);
+        }
+        let owner = put.owner.clone().or_else(|| old.as_ref().and_then(|o| o.owner.clone()));
+        if let Some(previous) = old.as_ref().and_then(|o| o.owner.as_ref())
+            && Some(previous) != owner.as_ref()
+        {
+            self.owned.remove_mut(&(previous.clone(), put.key.clone()));
+        }
+        if let Some(owner) = &owner {
+            self.owned.insert_mut((owner.clone(), put.key.clone()), ());
+        }
+        let new = Arc::new(Resource {
+            key: put.key.clone(),
+            labels: put.labels.clone(),
+            spec: put.spec.clone(),
+            status,
+            owner,
+            created: old.as_ref().map_or(at, |o| o.created),
+            modified: at,
+            version: old.as_ref().map_or(1, |o| o.version.saturating_add(1)),
+            create_revision: old.as_ref().map_or(revision, |o| o.create_revision),
+            mod_revision: revision,
+        });
+        let done = if old.is_some() { OpResult::Updated } else { OpResult::Created };
+        self.view.objects.insert_mut(put.key.clone(), new.clone());
+        touched.entry(put.key.clone()).or_insert((old, None)).1 = Some(new);
+        Ok(done)
+    }
+
+    fn delete(&mut self, key: &ResourceKey, expect: Expect, touched: &mut Touched) -> Result<OpResult, OpError> {
+        self.check(key, expect)?;
+        if self.view.get(key).is_none() {
+            return Ok(OpResult::Unchanged);
+        }
+        let mut removed = 0;
+        let mut level = vec![key.clone()];
+        for _ in 0..MAX_CASCADE_DEPTH {
+            let mut next = Vec::new();
+            for key in level {
+                let Some(old) = self.view.objects.get(&key).cloned() else { continue };
+                if let Some(owner) = &old.owner {
+                    self.owned.remove_mut(&(owner.clone(), key.clone()));
+                }
+                next.extend(self.owned_by(&key));
+                self.view.objects.remove_mut(&key);
+                touched.entry(key).or_insert((Some(old), None)).1 = None;
+                removed += 1;
+            }
+            if next.is_empty() {
+                break;
+            }
+            level = next;
+        }
+        Ok(OpResult::Deleted(removed))
+    }
+
+    fn owned_by(&self, owner: &ResourceKey) -> Vec<ResourceKey> {
+        let start = (owner.clone(), ResourceKey::first(ursa_model::Kind::Mesh, ""));
+        self.owned.range(start..).map(|(pair, ())| pair).take_while(|(o, _)| o == owner).map(|(_, child)| child.clone()).collect()
+    }
+
+    /// Writes the snapshot document (JSON; the caller adds checksum and framing).
+    pub fn write_snapshot(&self, out: impl io::Write) -> Result<(), SnapshotError> {
+        let document = DocumentRef {
+            format: SNAPSHOT_FORMAT,
+            history: self.view.history_id,
+            revision_base: self.revision_base,
+            applied_index: self.applied_index,
+            revision: self.view.revision,
+            floor: self.view.floor,
+            time: self.view.time,
+            global: self.view.global,
+            feature_level: self.feature_level,
+            objects: self.view.objects.values().collect(),
+            changes: self.view.history.values().collect(),
+            requests: self.request_order.iter().filter_map(|(i, id)| self.requests.get(id).map(|a| (*i, *id, a.as_ref()))).collect(),
+        };
+        serde_json::to_writer(out, &document).map_err(SnapshotError::Json)
+    }
+
+    /// Reads what [`State::write_snapshot`] wrote. Errors on a newer format or a damaged document.
+    pub fn read_snapshot(input: impl io::Read) -> Result<Self, SnapshotError> {
+        let document: Document = serde_json::from_reader(input).map_err(SnapshotError::Json)?;
+        if document.format != SNAPSHOT_FORMAT {
+            return Err(SnapshotError::Format { found: document.format, known: SNAPSHOT_FORMAT });
+        }
+        let mut state = Self {
+            view: View {
+                history_id: document.history,
+                revision: document.revision,
+                time: document.time,
+                global: document.global,
+                floor: document.floor,
+                ..View::default()
+            },
+            revision_base: document.revision_base,
+            applied_index: document.applied_index,
+            feature_level: document.feature_level,
+            ..Self::default()
+        };
+        for object in document.objects {
+            if let Some(owner) = &object.owner {
+                state.owned.insert_mut((owner.clone(), object.key.clone()), ());
+            }
+            state.view.objects.insert_mut(object.key.clone(), object);
+        }
+        for changes in document.changes {
+            state.view.history.insert_mut(changes.revision, changes);
+        }
+        for (index, id, applied) in document.requests {
+            state.request_order.insert_mut(index, id);
+            state.requests.insert_mut(id, Arc::new(applied));
+        }
+        Ok(state)
+    }
+}
+
+/// Why a snapshot could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    #[error("snapshot document: {0}")]
+    Json(serde_json::Error),
+    #[error("snapshot format {found} is not known here (this program knows {known}); use the program version that wrote it, or a newer one")]
+    Format { found: u32, known: u32 },
+}
+
+#[derive(Serialize)]
+struct DocumentRef<'a> {
+    format: u32,
+    history: HistoryId,
+    revision_base: u64,
+    applied_index: u64,
+    revision: Revision,
+    floor: Revision,
+    time: Timestamp,
+    global: Option<GlobalRevision>,
+    feature_level: u32,
+    objects: Vec<&'a Arc<Resource>>,
+    changes: Vec<&'a Arc<RevisionChanges>>,
+    requests: Vec<(u64, RequestId, &'a Applied)>,
+}
+
+#[derive(Deserialize)]
+struct Document {
+    format: u32,
+    history: HistoryId,
+    revision_base: u64,
+    applied_index: u64,
+    revision: Revision,
+    floor: Revision,
+    time: Timestamp,
+    global: Option<GlobalRevision>,
+    feature_level: u32,
+    objects: Vec<Arc<Resource>>,
+    changes: Vec<Arc<RevisionChanges>>,
+    requests: Vec<(u64, RequestId, Applied)>,
+}
