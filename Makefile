@@ -1,0 +1,51 @@
+# Ursa: build, demo, test, lint. `make help` lists the targets.
+#
+# One profile for build, demo and tests, so that nothing is built twice.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Envoy: yours if ENVOY_BIN is set, otherwise the pinned one, installed into a folder of this repository.
+ENVOY_DIR := .env-tools/envoy
+envoy_bin = $(or $(ENVOY_BIN),$$(readlink -f $(ENVOY_DIR)/bin-envoy))
+
+.PHONY: help prerequisites build envoy demo test lint fix clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+prerequisites:
+	@.ci/prerequisites
+
+build: prerequisites ## build every program and test
+	$(CARGO) build --workspace --all-targets --locked
+
+envoy: prerequisites ## install the pinned Envoy into .env-tools
+ifeq ($(ENVOY_BIN),)
+	@deploy/envoy/install.sh "$(CURDIR)/$(ENVOY_DIR)"
+endif
+
+demo: envoy build ## run the demo on loopback and stay up; CHECK=1: check every step, write target/demo/report.json, exit 0 or 1
+	@exec $(TARGET)/debug/demo --envoy "$(envoy_bin)" --out $(TARGET)/demo $(if $(filter-out 0,$(CHECK)),--check)
+
+test: envoy build ## run all tests
+	ENVOY_BIN="$(envoy_bin)" $(CARGO) test --workspace --locked --no-fail-fast
+
+# Two passes of clippy: the bans of clippy.toml, and the one on unwrap, hold for libraries and programs, not for their tests.
+lint: prerequisites ## format, clippy and the fences of the code, without writing anything
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --locked -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings -A clippy::disallowed_methods -A clippy::disallowed_types -A clippy::unwrap_used
+	$(CARGO) test --workspace --locked --test fences
+
+fix: prerequisites ## format, and let clippy repair what it can
+	$(CARGO) fmt --all
+	$(CARGO) clippy --workspace --all-targets --locked --fix --allow-dirty --allow-staged -- -A clippy::disallowed_methods -A clippy::disallowed_types -A clippy::unwrap_used
+	$(CARGO) fmt --all
+
+clean: ## remove everything that was built or installed here
+	$(CARGO) clean
+	rm -rf .env-tools

@@ -1,0 +1,208 @@
+//! What must hold after every run, then the orderly end of all processes.
+//!
+//! In: a demo whose steps are done (or have failed). Out: checks. Source: DESIGN.md section 9: no panic, no restart, no KDS NACK,
+//! no xDS NACK, no config pushed twice unchanged; CONVENTIONS.md C9, C13: an orderly end, no unlisted WARN or ERROR.
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::demo::topology::Proxy;
+use crate::demo::{Demo, SOON};
+use crate::harness::fleet::Ending;
+use crate::harness::logs::{self, Allowed, Finding};
+use crate::harness::metrics::Metrics;
+use crate::harness::{POLL, Poll, wait_until};
+
+/// Longest orderly end of a process here: a sidecar's drain and the end of its Envoy.
+const GRACE: Duration = Duration::from_secs(20);
+
+/// WARN and ERROR lines that this scenario brings about itself.
+const ALLOWED: [Allowed; 0] = [];
+
+/// Counters that must be zero at the end, by who has them.
+const ZERO_AT_GLOBAL: [&str; 1] = ["kds_nack_total"];
+const ZERO_AT_ZONES: [&str; 3] = ["kds_nack_total", "xds_nacks_total", "xds_unchanged_pushes_total"];
+
+/// Checks and stops. With `complete` false (a step failed) only what can hold then is checked.
+pub async fn run(demo: &mut Demo, complete: bool) {
+    demo.report.step("After it all");
+    if complete {
+        still_the_same_processes(demo);
+        counters(demo).await;
+        insights(demo).await;
+    }
+    let lengths = demo.fleet.log_lengths();
+    stop(demo, complete).await;
+    let mut found = logs::scan_until(&demo.fleet.dir().join("logs"), &lengths, &ALLOWED);
+    for proxy in demo.topology.proxies() {
+        let log = proxy.work_dir(&demo.places.data).join("envoy.log");
+        found.crashes.extend(logs::crashes_in(&format!("{}/envoy", proxy.name), &log));
+    }
+    demo.report
+        .check("no process panicked or crashed", found.crashes.is_empty(), first_of(&found.crashes));
+    if complete {
+        demo.report.check(
+            "no unexpected WARN or ERROR in any log",
+            found.warnings.is_empty(),
+            first_of(&found.warnings),
+        );
+    }
+    let left = demo.fleet.alive();
+    demo.report.check("nothing is left running", left.is_empty(), format!("{left:?}"));
+}
+
+fn first_of(findings: &[Finding]) -> String {
+    match findings {
+        [] => String::new(),
+        [first, ..] => format!("{} lines, the first {first}", findings.len()),
+    }
+}
+
+fn still_the_same_processes(demo: &mut Demo) {
+    let ended = demo.fleet.unasked_exits();
+    demo.report.check(
+        "no process ended or was restarted",
+        ended.is_empty(),
+        format!("{} processes{}", demo.fleet.names().len(), list(&ended)),
+    );
+    let changed = demo.fleet.changed_envoys();
+    demo.report.check(
+        "every Envoy is still the one that was started",
+        changed.is_empty(),
+        changed.join("; "),
+    );
+}
+
+fn list(ended: &[(String, String)]) -> String {
+    ended.iter().map(|(name, how)| format!("; {name}: {how}")).collect()
+}
+
+async fn counters(demo: &mut Demo) {
+    let globals = demo.topology.globals.iter().map(|g| (g.name(), g.ip, ZERO_AT_GLOBAL.as_slice()));
+    let zones = demo
+        .topology
+        .zones
+        .iter()
+        .map(|z| (z.control_plane(), z.ip, ZERO_AT_ZONES.as_slice()));
+    for (process, ip, names) in globals.chain(zones).collect::<Vec<_>>() {
+        let scraped = match demo.diagnostics(ip).get("/metrics").await {
+            Ok(answer) => Metrics::parse(&answer.text()),
+            Err(error) => {
+                demo.report.check(&format!("{process} answers /metrics"), false, error.to_string());
+                continue;
+            }
+        };
+        for name in names {
+            let value = scraped.sum(name);
+            let detail = value.map_or_else(|| "there is no such metric".to_owned(), |v| v.to_string());
+            demo.report.check(&format!("{process}: {name} is 0"), value == Some(0.0), detail);
+        }
+    }
+}
+
+/// Every proxy's insight: connected, configuration acknowledged, nothing rejected; in its zone and at the global alike.
+async fn insights(demo: &mut Demo) {
+    let proxies: Vec<Proxy> = demo.topology.proxies().cloned().collect();
+    let mut seen = Vec::new();
+    for zone in demo.topology.zones.clone() {
+        match demo.zone(&zone) {
+            Ok(api) => match api.get_json("/meshes/default/dataplane-insights").await {
+                Ok(insights) => seen.extend(insights["items"].as_array().cloned().unwrap_or_default()),
+                Err(error) => drop(
+                    demo.report
+                        .check(&format!("zone {} lists its proxies", zone.name), false, error.to_string()),
+                ),
+            },
+            Err(error) => drop(
+                demo.report
+                    .check(&format!("zone {} lists its proxies", zone.name), false, error.to_string()),
+            ),
+        }
+    }
+    let acked = seen.iter().filter(|insight| sum_of(insight, "responsesAcknowledged") > 0).count();
+    demo.report.check(
+        "every proxy has acknowledged configuration",
+        acked == proxies.len(),
+        format!("{acked} of {}", proxies.len()),
+    );
+    let rejected: u64 = seen.iter().map(|insight| sum_of(insight, "responsesRejected")).sum();
+    demo.report.check(
+        "no proxy has rejected any",
+        rejected == 0,
+        format!("{rejected} rejections in {} insights", seen.len()),
+    );
+
+    let waited = async {
+        let global = demo.global()?;
+        wait_until("the global control plane knows every proxy", SOON, POLL, async || {
+            let insights = global.get_json("/meshes/default/dataplane-insights").await?;
+            Ok(Poll::when(insights["total"].as_u64() == Some(proxies.len() as u64), (), || {
+                format!("total {}", insights["total"])
+            }))
+        })
+        .await
+    }
+    .await;
+    let detail = waited.as_ref().err().map(|e| format!("{e:#}")).unwrap_or_default();
+    demo.report
+        .check("the global control plane knows every proxy", waited.is_ok(), detail);
+}
+
+/// The sum of all fields of this name, at any depth. 64-bit numbers are texts in protobuf's JSON.
+fn sum_of(value: &Value, field: &str) -> u64 {
+    match value {
+        Value::Object(fields) => fields
+            .iter()
+            .map(|(name, inner)| match inner {
+                Value::String(text) if name == field => text.parse().unwrap_or_default(),
+                Value::Number(number) if name == field => number.as_u64().unwrap_or_default(),
+                _ => sum_of(inner, field),
+            })
+            .sum(),
+        Value::Array(items) => items.iter().map(|inner| sum_of(inner, field)).sum(),
+        _ => 0,
+    }
+}
+
+/// Ends everything, those that need others first: proxies, applications, zones, global.
+async fn stop(demo: &mut Demo, complete: bool) {
+    let running = demo.fleet.names();
+    let topology = &demo.topology;
+    let waves: [Vec<String>; 4] = [
+        topology.proxies().map(|p| p.name.clone()).collect(),
+        topology.sidecars().map(Proxy::application).collect(),
+        topology.zones.iter().map(|z| z.control_plane()).collect(),
+        topology.globals.iter().map(|g| g.name()).collect(),
+    ];
+    let mut endings: Vec<Ending> = Vec::new();
+    for wave in waves {
+        let wave: Vec<String> = wave.into_iter().filter(|name| running.contains(name)).collect();
+        endings.extend(demo.fleet.terminate_together(&wave, GRACE).await);
+    }
+    for ending in &endings {
+        demo.report.did(&format!("SIGTERM to {}: {}", ending.name, ending.how), ending.took);
+    }
+    if complete {
+        let unclean: Vec<String> = endings
+            .iter()
+            .filter(|e| !e.clean)
+            .map(|e| format!("{}: {}", e.name, e.how))
+            .collect();
+        demo.report
+            .check("every process ends in order when asked to", unclean.is_empty(), unclean.join("; "));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn counts_are_summed_at_any_depth_as_text_or_number() {
+        let insight = json!({"subscriptions": [{"status": {"total": {"responsesRejected": "2"}, "cds": {"responsesRejected": 1, "responsesSent": "9"}}}]});
+        assert_eq!(sum_of(&insight, "responsesRejected"), 3);
+        assert_eq!(sum_of(&insight, "responsesAcknowledged"), 0);
+    }
+}

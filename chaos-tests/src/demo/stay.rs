@@ -1,0 +1,66 @@
+//! What there is to try while the demo stays up. In: the running demo. Out: addresses and commands that can be pasted.
+use crate::demo::Demo;
+use crate::demo::topology::port;
+
+/// Prints it.
+pub async fn tell(demo: &mut Demo) {
+    let here = std::env::current_dir().unwrap_or_default();
+    let short = |path: std::path::PathBuf| {
+        path.strip_prefix(&here)
+            .map_or(path.clone(), std::path::Path::to_path_buf)
+            .display()
+            .to_string()
+    };
+    let Some(global) = demo.topology.globals.first() else { return };
+    let curl = |control_plane: &str| {
+        format!(
+            "curl -s --cacert {} -H \"Authorization: Bearer $(cat {})\"",
+            short(demo.places.ca_file(control_plane)),
+            short(demo.places.admin_token_file(control_plane))
+        )
+    };
+    let frontend = demo.topology.proxy("frontend-east");
+    let call = format!("http://{}/", frontend.at(port::OUTBOUND));
+    let api = format!("https://{}:{}", global.ip, port::API);
+    let curl_global = curl(&global.name());
+    println!("\n== It stays up until Ctrl-C. To try:");
+    println!("\n the frontend calls the backend (its application speaks to its sidecar's outbound)\n   curl -s {call}");
+    println!("   curl -s -H 'x-version: a' {call}");
+    println!("\n zones, resources, proxies, at the global control plane\n   {curl_global} {api}/zones/_overview");
+    println!("   {curl_global} {api}/meshes/default/meshservices");
+    println!("   {curl_global} {api}/meshes/default/dataplane-insights");
+    println!(
+        "\n take the permission away, and give it back\n   {curl_global} -X DELETE {api}/meshes/default/meshtrafficpermissions/allow-frontend"
+    );
+    println!(
+        "   {curl_global} -X PUT -H 'content-type: application/yaml' --data-binary @{} {api}/meshes/default/meshtrafficpermissions/allow-frontend",
+        short(demo.places.resources.join("allow-frontend.yaml"))
+    );
+    println!("\n the zones' own APIs");
+    for zone in &demo.topology.zones {
+        println!(
+            "   {} https://{}:{}/meshes/default/dataplanes/_overview",
+            curl(&zone.control_plane()),
+            zone.ip,
+            port::API
+        );
+    }
+    println!("\n what happened when: revisions and the stages that they reached; metrics are at /metrics");
+    println!("   curl -s http://{}:{}/stages", global.ip, port::DIAGNOSTICS);
+    for zone in &demo.topology.zones {
+        println!("   curl -s http://{}:{}/stages", zone.ip, port::DIAGNOSTICS);
+    }
+    println!("\n the Envoys");
+    for proxy in demo.topology.proxies() {
+        let socket = proxy.work_dir(&demo.places.data).join(crate::envoy_admin::SOCKET);
+        println!("   curl -s --unix-socket {} http://localhost/config_dump", short(socket));
+    }
+    let pids = demo
+        .fleet
+        .pids()
+        .iter()
+        .map(|(name, pid)| format!("{name} {pid}"))
+        .collect::<Vec<_>>()
+        .join(", ");
+    println!("\n logs in {}, processes: {pids}", short(demo.fleet.dir().join("logs")));
+}
