@@ -20,9 +20,9 @@ use crate::stages::{StageEntry, Stages};
 /// The process's metrics; components register at start, `/metrics` reads.
 pub type SharedRegistry = Arc<Mutex<Registry>>;
 
-/// A registry whose metrics all begin with `ursa_`.
+/// A registry without a prefix: names that Kuma has stay as its dashboards know them.
 pub fn new_registry() -> SharedRegistry {
-    Arc::new(Mutex::new(Registry::with_prefix("ursa")))
+    Arc::new(Mutex::new(Registry::default()))
 }
 
 /// Most entries that one `/stages` answer holds; the reader asks again from the last one.
@@ -235,7 +235,7 @@ mod tests {
         registry.lock().register("nacks", "Refused", counter);
         let (status, text) = get(&router, "/metrics").await;
         assert_eq!(status, StatusCode::OK);
-        assert!(text.contains("ursa_nacks_total 3") && text.ends_with("# EOF\n"), "{text}");
+        assert!(text.contains("nacks_total 3") && text.ends_with("# EOF\n"), "{text}");
     }
 
     #[tokio::test]
