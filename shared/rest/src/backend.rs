@@ -1,0 +1,56 @@
+//! What the API needs of the control plane behind it. The programs implement it over ursa-store; tests over memory.
+
+use std::{future::Future, pin::Pin};
+
+use ursa_model::ZoneName;
+use ursa_state::{Applied, Catalog, Changeset};
+
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// How new a picture must be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Freshness {
+    /// It contains every write that was acknowledged, by any node, before the question was asked.
+    #[default]
+    Linearizable,
+    /// Whatever this node has.
+    Stale,
+}
+
+/// The store cannot answer now; nothing was changed, and the same request may be sent again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the store is not available: {reason}")]
+pub struct Unavailable {
+    /// Shown to the client: a fixed text, such as `there is no leader`.
+    pub reason: &'static str,
+    /// Address or id of the leader, if another node is known to be it.
+    pub leader: Option<String>,
+}
+
+/// Why a changeset was not, or may not have been, committed. A changeset that broke a precondition is committed all the same:
+/// see [`Applied::rejected`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// It may be committed yet. A retry with the same request id gets the first result.
+    #[error("the outcome of the proposal is unknown")]
+    Unknown,
+    #[error("the changeset has {bytes} bytes, more than {limit}")]
+    TooLarge { bytes: usize, limit: usize },
+}
+
+/// State as the API reads and writes it. Every method returns within a deadline of its own.
+pub trait Backend: Send + Sync + 'static {
+    /// A picture of both tiers.
+    fn catalog(&self, freshness: Freshness) -> BoxFuture<'_, Result<Catalog, Unavailable>>;
+
+    /// Commits a changeset and waits until this node has applied it.
+    fn propose(&self, set: Changeset) -> BoxFuture<'_, Result<Applied, ProposeError>>;
+
+    /// Global: zones whose Dataplanes are not known here since they have not connected yet. While there are any, no Mesh is
+    /// deleted, since proxies may live in it (DESIGN.md 2).
+    fn unknown_zones(&self) -> Vec<ZoneName> {
+        Vec::new()
+    }
+}

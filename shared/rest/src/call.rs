@@ -1,0 +1,184 @@
+//! One request as the handlers see it: who calls, the picture of the state to answer from, and the parts of the path.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use axum::{
+    extract::{FromRequestParts, MatchedPath, RawPathParams},
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts};
+use serde::Serialize;
+use tracing::error;
+use ursa_model::{Kind, ResourceKey};
+use ursa_state::{Catalog, RequestId, Revision};
+
+use crate::{Api, audit, auth::Caller, error::Error, gate::Shared, query::Query};
+
+/// On every answer: revision of the store that a read was answered at, or that a write made.
+pub const REVISION_HEADER: &str = "ursa-revision";
+/// On every answer: the history that the revision belongs to.
+pub const HISTORY_HEADER: &str = "ursa-history";
+/// On writes, 32 hexadecimal digits chosen by the client: a request that is sent again with the same id, method, path and body
+/// gets the answer of the first. The answer of every write carries the id.
+pub const REQUEST_ID_HEADER: &str = "ursa-request-id";
+/// On reads: `true` answers from what this node has, without asking the leader. The query parameter `stale` says the same.
+pub const STALE_HEADER: &str = "ursa-stale";
+
+/// What the gate found out about a request, as an extension of it.
+#[derive(Clone)]
+pub(crate) struct Context {
+    pub(crate) catalog: Catalog,
+    pub(crate) caller: Caller,
+    pub(crate) https: bool,
+}
+
+/// See the module's text.
+pub(crate) struct Call {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) catalog: Catalog,
+    pub(crate) caller: Caller,
+    pub(crate) query: Query,
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) headers: HeaderMap,
+    /// Pattern of the route, such as `/meshes/{mesh}/dataplanes`.
+    pub(crate) route: String,
+    https: bool,
+    params: BTreeMap<String, String>,
+}
+
+impl FromRequestParts<Arc<Shared>> for Call {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, Error> {
+        let Some(context) = parts.extensions.get::<Context>().cloned() else {
+            error!("a route was reached without passing the gate");
+            return Err(Error::internal("Internal error"));
+        };
+        let params = RawPathParams::from_request_parts(parts, shared)
+            .await
+            .map_err(|_| Error::bad_request("the path is not UTF-8"))?;
+        let params = params.iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect();
+        let route = parts
+            .extensions
+            .get::<MatchedPath>()
+            .map(|p| p.as_str().to_owned())
+            .unwrap_or_default();
+        Ok(Self {
+            shared: shared.clone(),
+            catalog: context.catalog,
+            caller: context.caller,
+            query: Query::parse(&parts.uri)?,
+            method: parts.method.clone(),
+            uri: parts.uri.clone(),
+            headers: parts.headers.clone(),
+            route,
+            https: context.https,
+            params,
+        })
+    }
+}
+
+impl Call {
+    pub(crate) fn api(&self) -> &Api {
+        &self.shared.api
+    }
+
+    /// A part of the path; empty when the route has none of that name.
+    pub(crate) fn param(&self, name: &str) -> &str {
+        self.params.get(name).map_or("", String::as_str)
+    }
+
+    /// The mesh of the path, checked to exist; empty for a kind of global scope and for a list over all meshes.
+    pub(crate) fn mesh(&self) -> Result<&str, Error> {
+        let mesh = self.param("mesh");
+        if mesh.is_empty() {
+            return Ok(mesh);
+        }
+        let exists = ResourceKey::mesh_itself(mesh).is_ok_and(|key| self.catalog.get(&key).is_some());
+        if exists {
+            Ok(mesh)
+        } else {
+            Err(Error::not_found("Failed to retrieve Mesh"))
+        }
+    }
+
+    /// Refuses a caller who is no administrator; `what` completes "cannot access".
+    pub(crate) fn require_admin(&self, what: impl std::fmt::Display) -> Result<(), Error> {
+        if self.api().access.is_admin(&self.caller.user) {
+            return Ok(());
+        }
+        audit::denied(&self.caller, &self.method, self.uri.path(), &what);
+        Err(Error::denied(&self.caller.user, what))
+    }
+
+    /// Refuses a read of a kind that only administrators may read.
+    pub(crate) fn require_read(&self, kind: Kind) -> Result<(), Error> {
+        if kind.descriptor().admin_only {
+            self.require_write(kind)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Refuses a write by anybody but an administrator.
+    pub(crate) fn require_write(&self, kind: Kind) -> Result<(), Error> {
+        self.require_admin(format_args!("the resource of type \"{kind}\""))
+    }
+
+    /// This request's URL with another offset: absolute if the request names its host. Forwarded headers are not believed.
+    pub(crate) fn next_link(&self, offset: usize) -> String {
+        let host = self
+            .headers
+            .get(header::HOST)
+            .and_then(|h| h.to_str().ok())
+            .or_else(|| self.uri.authority().map(|a| a.as_str()));
+        let rest = format!("{}?{}", self.uri.path(), self.query.with_offset(offset));
+        match host {
+            Some(host) => format!("{}://{host}{rest}", if self.https { "https" } else { "http" }),
+            None => rest,
+        }
+    }
+
+    /// The request id that the client chose.
+    pub(crate) fn request_id(&self) -> Result<Option<RequestId>, Error> {
+        let Some(value) = self.headers.get(REQUEST_ID_HEADER) else {
+            return Ok(None);
+        };
+        match value
+            .to_str()
+            .ok()
+            .and_then(|v| v.parse::<RequestId>().ok())
+            .filter(|id| *id != RequestId::default())
+        {
+            Some(id) => Ok(Some(id)),
+            None => Err(Error::bad_request(format_args!(
+                "{REQUEST_ID_HEADER} must be 32 hexadecimal digits, not all zero"
+            ))),
+        }
+    }
+}
+
+/// A JSON answer.
+pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Response {
+    match serde_json::to_vec(body) {
+        Ok(bytes) => (
+            status,
+            [(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))],
+            bytes,
+        )
+            .into_response(),
+        Err(error) => {
+            error!(%error, "an answer cannot be written as JSON");
+            Error::internal("Internal error").into_response()
+        }
+    }
+}
+
+/// Names the revision of an answer.
+pub(crate) fn set_revision(headers: &mut HeaderMap, catalog: &Catalog, revision: Revision) {
+    headers.insert(REVISION_HEADER, HeaderValue::from(revision));
+    if let Ok(history) = HeaderValue::from_str(&catalog.durable.history_id().to_string()) {
+        headers.insert(HISTORY_HEADER, history);
+    }
+}

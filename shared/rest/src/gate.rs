@@ -1,0 +1,149 @@
+//! What every request passes first: the picture of the state it is answered from, and who makes it.
+//! Invariant: no handler runs before; a bad token is refused on every path but `/`; every answer names its revision.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{
+    extract::{ConnectInfo, Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use http::{HeaderMap, Method, header};
+use time::OffsetDateTime;
+use ursa_runtime::serve::Peer;
+
+use crate::{
+    Api, audit,
+    auth::{Authenticator, Caller, User},
+    backend::Freshness,
+    call::{Context, REVISION_HEADER, STALE_HEADER, set_revision},
+    error::Error,
+    query::Query,
+};
+
+/// What all handlers share.
+pub(crate) struct Shared {
+    pub(crate) api: Api,
+    pub(crate) authenticator: Authenticator,
+}
+
+pub(crate) async fn gate(State(shared): State<Arc<Shared>>, mut request: Request, next: Next) -> Response {
+    let (freshness, refused) = match freshness(&request) {
+        Ok(freshness) => (freshness, None),
+        Err(error) => (Freshness::Stale, Some(error)),
+    };
+    let catalog = match shared.api.backend.catalog(freshness).await {
+        Ok(catalog) => catalog,
+        Err(unavailable) => return Error::unavailable(&unavailable).into_response(),
+    };
+    let admitted = refused.map_or_else(|| admit(&shared, &request, &catalog), Err);
+    let mut response = match admitted {
+        Ok(context) => {
+            request.extensions_mut().insert(context.caller.clone());
+            request.extensions_mut().insert(context);
+            next.run(request).await
+        }
+        Err(error) => error.into_response(),
+    };
+    if !response.headers().contains_key(REVISION_HEADER) {
+        set_revision(response.headers_mut(), &catalog, catalog.durable.revision());
+    }
+    response
+}
+
+fn admit(shared: &Shared, request: &Request, catalog: &ursa_state::Catalog) -> Result<Context, Error> {
+    let path = request.uri().path();
+    if !accepts_json(request.headers(), path.starts_with("/tokens/")) {
+        return Err(Error::not_acceptable());
+    }
+    let tls = request.extensions().get::<Peer>();
+    let peer = tls
+        .map(|p| p.addr)
+        .or_else(|| request.extensions().get::<ConnectInfo<SocketAddr>>().map(|c| c.0));
+    let https = tls.is_some_and(|p| p.tls.is_some());
+    // kumactl asks for the index to learn what it talks to, before it knows whether its token is right.
+    if path == "/" {
+        let caller = Caller {
+            user: User::anonymous(),
+            jti: None,
+            peer,
+        };
+        return Ok(Context {
+            catalog: catalog.clone(),
+            caller,
+            https,
+        });
+    }
+    match shared
+        .authenticator
+        .authenticate(catalog, request.headers(), OffsetDateTime::now_utc())
+    {
+        Ok((user, jti)) => {
+            let caller = Caller { user, jti, peer };
+            audit::token_used(&caller, request.method(), path);
+            Ok(Context {
+                catalog: catalog.clone(),
+                caller,
+                https,
+            })
+        }
+        Err(reason) => {
+            audit::token_refused(peer, request.method(), path, &reason);
+            Err(Error::unauthenticated())
+        }
+    }
+}
+
+/// Reads may ask for less than the newest; writes are always decided on the newest. The index never waits for a leader.
+fn freshness(request: &Request) -> Result<Freshness, Error> {
+    if request.uri().path() == "/" {
+        return Ok(Freshness::Stale);
+    }
+    let query = Query::parse(request.uri())?;
+    let asked = match request.headers().get(STALE_HEADER) {
+        Some(value) => value.to_str().unwrap_or("?"),
+        None => query.first("stale"),
+    };
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    match asked {
+        "" | "false" => Ok(Freshness::Linearizable),
+        "true" if is_read => Ok(Freshness::Stale),
+        "true" => Ok(Freshness::Linearizable),
+        _ => Err(Error::bad_request("stale must be true or false")),
+    }
+}
+
+/// Whether the Accept headers allow JSON (or, for a token, plain text). No header allows everything.
+fn accepts_json(headers: &HeaderMap, text_too: bool) -> bool {
+    let mut any = false;
+    for value in headers.get_all(header::ACCEPT) {
+        for range in value.to_str().unwrap_or_default().split(',') {
+            any = true;
+            match range.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
+                "*/*" | "application/*" | "application/json" | "" => return true,
+                "text/plain" | "text/*" if text_too => return true,
+                _ => {}
+            }
+        }
+    }
+    !any
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    #[test]
+    fn accept_headers() {
+        let accepts = |value: &'static str, text| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::ACCEPT, HeaderValue::from_static(value));
+            accepts_json(&headers, text)
+        };
+        assert!(accepts("text/html, application/xhtml+xml, */*;q=0.8", false));
+        assert!(accepts("application/json", false) && accepts("Application/JSON; q=1", false));
+        assert!(!accepts("text/html", false) && !accepts("text/plain", false) && accepts("text/plain", true));
+        assert!(accepts_json(&HeaderMap::new(), false));
+    }
+}

@@ -1,0 +1,141 @@
+//! The table of routes. Every resource kind is served from its descriptor: a new kind needs no line here.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    middleware,
+    response::{IntoResponse, Response},
+    routing::{MethodRouter, get, post},
+};
+use ursa_model::{Kind, Scope, kind::ALL};
+
+use crate::{Api, auth::Authenticator, call::Call, envelope, error::Error, gate, gate::Shared};
+
+mod crud;
+mod index;
+mod insights;
+mod kri;
+mod legacy;
+mod list;
+mod tokens;
+mod types;
+
+/// Why a kind is read-only.
+const GLOBAL_READ_ONLY: &str = "resources of this kind belong to the zones: they are made and changed at the zone control plane, and can only be read at the global control plane";
+const ZONE_READ_ONLY: &str = "resources of this kind belong to the global control plane: they are made and changed there, and can only be read at the zone control plane";
+const NOT_ON_GLOBAL: &str = "Not allowed on global CP";
+
+/// The API.
+pub fn router(api: Api) -> Router {
+    router_with(api, Router::new())
+}
+
+/// The API with further routes. They pass the same gate, and find the caller as the extension [`crate::Caller`].
+pub fn router_with(api: Api, more: Router) -> Router {
+    let shared = Arc::new(Shared {
+        api,
+        authenticator: Authenticator::default(),
+    });
+    let mut router = Router::new()
+        .route("/", get(index::index))
+        .route("/config", get(index::config))
+        .route("/who-am-i", get(index::who_am_i))
+        .route("/policies", get(types::policies))
+        .route("/_resources", get(types::resources))
+        .route("/_kri/{kri}", get(kri::by_kri))
+        .route("/global-insight", get(insights::global))
+        .route("/global-insights", get(insights::legacy_global))
+        .route("/mesh-insights", get(insights::meshes))
+        .route("/mesh-insights/{name}", read_only(&shared.api, get(insights::mesh)))
+        .route("/tokens/dataplane", post(tokens::dataplane))
+        .route("/tokens/zone", post(tokens::zone))
+        .route("/tokens/user", post(tokens::user));
+    router = legacy::routes(router);
+    for kind in ALL.iter().copied().filter(|k| !k.descriptor().internal) {
+        let descriptor = kind.descriptor();
+        for segment in [Some(descriptor.path), descriptor.path_alias].into_iter().flatten() {
+            router = kind_routes(router, &shared.api, kind, segment);
+        }
+    }
+    router
+        .with_state(shared.clone())
+        .merge(more)
+        .method_not_allowed_fallback(async || Error::no_method())
+        .fallback(async || Error::no_route())
+        .layer(middleware::from_fn_with_state(shared, gate::gate))
+}
+
+type Routes = Router<Arc<Shared>>;
+
+fn kind_routes(mut router: Routes, api: &Api, kind: Kind, segment: &str) -> Routes {
+    let collection = match kind.descriptor().scope {
+        Scope::Global => format!("/{segment}"),
+        Scope::Mesh => {
+            let everywhere = format!("/{segment}");
+            router = overview_routes(
+                router.route(&everywhere, get(async move |call: Call| list::list(kind, false, &call))),
+                kind,
+                &everywhere,
+                false,
+            );
+            format!("/meshes/{{mesh}}/{segment}")
+        }
+    };
+    let item = get(async move |call: Call| crud::get(kind, false, &call));
+    let item = if api.is_read_only(kind) {
+        read_only(api, item)
+    } else {
+        item.put(async move |call: Call, body: Body| crud::put(kind, call, body).await)
+            .delete(async move |call: Call| crud::delete(kind, call).await)
+    };
+    router = router
+        .route(&collection, get(async move |call: Call| list::list(kind, false, &call)))
+        .route(&format!("{collection}/{{name}}"), item);
+    if kind == Kind::Dataplane && api.site.is_global() {
+        router = router.route(
+            &format!("{collection}/{{name}}/_config"),
+            get(async || Error::read_only(NOT_ON_GLOBAL)),
+        );
+    }
+    overview_routes(router, kind, &collection, true)
+}
+
+/// `<collection>/_overview`, `<item>/_overview` and the older `<collection>+insights[/<name>]`.
+fn overview_routes(mut router: Routes, kind: Kind, collection: &str, items: bool) -> Routes {
+    if envelope::insight_of(kind).is_none() {
+        return router;
+    }
+    for path in [format!("{collection}/_overview"), format!("{collection}+insights")] {
+        router = router.route(&path, get(async move |call: Call| list::list(kind, true, &call)));
+    }
+    if items {
+        for path in [
+            format!("{collection}/{{name}}/_overview"),
+            format!("{collection}+insights/{{name}}"),
+        ] {
+            router = router.route(&path, get(async move |call: Call| crud::get(kind, true, &call)));
+        }
+    }
+    router
+}
+
+/// Answers PUT and DELETE with the reason why not.
+fn read_only(api: &Api, item: MethodRouter<Arc<Shared>>) -> MethodRouter<Arc<Shared>> {
+    let why = if api.site.is_global() { GLOBAL_READ_ONLY } else { ZONE_READ_ONLY };
+    item.put(async move || Error::read_only(why))
+        .delete(async move || Error::read_only(why))
+}
+
+/// What handlers return.
+type Answer = Result<Response, Error>;
+
+/// State extractor of handlers that need no more.
+type SharedState = State<Arc<Shared>>;
+
+/// An answer of plain text, as tokens are.
+fn text(body: String) -> Response {
+    ([(http::header::CONTENT_TYPE, "text/plain")], body).into_response()
+}

@@ -1,0 +1,170 @@
+//! Proposing a change and answering with its outcome.
+//! Invariant: the status of the answer comes from what was applied, not from what was expected, so a retried request gets the
+//! answer of the first.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tracing::error;
+use ursa_model::{ResourceKey, Timestamp};
+use ursa_runtime::{error::Chain, stages};
+use ursa_state::{Applied, Changeset, Op, OpError, OpResult, RequestId};
+use uuid::Uuid;
+
+use crate::{
+    audit,
+    backend::ProposeError,
+    call::{Call, REQUEST_ID_HEADER, json, set_revision},
+    error::Error,
+};
+
+/// Answer to a write.
+#[derive(Serialize)]
+struct Success {
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
+}
+
+/// A write that is about to be proposed.
+pub(crate) struct Write {
+    /// The resource it is about.
+    pub(crate) subject: ResourceKey,
+    /// The first op is the subject's own; its result decides the answer.
+    pub(crate) ops: Vec<Op>,
+    pub(crate) warnings: Vec<String>,
+    /// Title of errors.
+    pub(crate) title: &'static str,
+    /// When the request had been read.
+    pub(crate) received_ns: u64,
+    pub(crate) id: WriteId,
+}
+
+/// Nanoseconds since 1970.
+pub(crate) fn now_ns() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Identity of a write: what the client sees and repeats, and what the store remembers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct WriteId {
+    pub(crate) client: RequestId,
+    pub(crate) store: RequestId,
+    /// The client chose it, so this may be a retry.
+    pub(crate) chosen: bool,
+}
+
+impl WriteId {
+    /// The store's id is derived from the client's and from the request itself: a client that uses one id for two different
+    /// requests must not be told that the second was done.
+    pub(crate) fn of(call: &Call, body: &[u8]) -> Result<Self, Error> {
+        let chosen = call.request_id()?;
+        let client = chosen.unwrap_or_else(|| RequestId(Uuid::new_v4().as_u128()));
+        let mut hash = Sha256::new();
+        hash.update(client.0.to_be_bytes());
+        for part in [call.method.as_str().as_bytes(), call.uri.path().as_bytes(), body] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        let digest: [u8; 32] = hash.finalize().into();
+        let store = digest.iter().take(16).fold(0_u128, |n, byte| (n << 8) | u128::from(*byte));
+        Ok(Self {
+            client,
+            store: RequestId(store),
+            chosen: chosen.is_some(),
+        })
+    }
+}
+
+/// Proposes the write and answers it.
+pub(crate) async fn commit(call: &Call, write: Write) -> Response {
+    let Write {
+        subject,
+        ops,
+        warnings,
+        title,
+        received_ns,
+        id,
+    } = write;
+    let subject_text = subject.to_string();
+    let mut set = Changeset::atomic(id.store, Timestamp::now(), ops);
+    set.actor = call.caller.user.name.clone();
+    let outcome = call.api().backend.propose(set).await;
+    let committed_ns = now_ns();
+    let mut response = match outcome {
+        Ok(applied) => {
+            record_stages(call, &applied, &subject_text, received_ns, committed_ns);
+            let response = answer(&applied, &subject, warnings, title);
+            audit::written(
+                &call.caller,
+                &call.method,
+                &subject_text,
+                applied.revision,
+                response.status(),
+                &id.client,
+            );
+            let mut response = response;
+            set_revision(response.headers_mut(), &call.catalog, applied.revision);
+            response
+        }
+        Err(reason) => {
+            audit::write_failed(&call.caller, &call.method, &subject_text, &reason, &id.client);
+            propose_error(&reason, id.client).into_response()
+        }
+    };
+    if let Ok(value) = HeaderValue::from_str(&id.client.to_string()) {
+        response.headers_mut().insert(REQUEST_ID_HEADER, value);
+    }
+    response
+}
+
+/// How a failed proposal looks to the client.
+pub(crate) fn propose_error(reason: &ProposeError, id: RequestId) -> Error {
+    match reason {
+        ProposeError::Unavailable(why) => Error::unavailable(why),
+        ProposeError::Unknown => Error::outcome_unknown(id),
+        ProposeError::TooLarge { limit, .. } => Error::too_large(*limit),
+    }
+}
+
+/// Only a change has a revision of its own.
+fn record_stages(call: &Call, applied: &Applied, subject: &str, received_ns: u64, committed_ns: u64) {
+    let changed = applied.rejected.is_none() && applied.results.iter().any(|r| *r != OpResult::Unchanged);
+    if !call.api().site.is_global() || !changed {
+        return;
+    }
+    let history = call.catalog.durable.history_id().to_string();
+    let recorder = &call.api().stages;
+    recorder.record_at(stages::RECEIVED, &history, applied.revision, subject, received_ns);
+    recorder.record_at(stages::COMMITTED, &history, applied.revision, subject, committed_ns);
+}
+
+fn answer(applied: &Applied, subject: &ResourceKey, warnings: Vec<String>, title: &'static str) -> Response {
+    if let Some((_, reason)) = &applied.rejected {
+        return rejected(reason, subject, title).into_response();
+    }
+    match applied.results.first() {
+        Some(OpResult::Created) => json(StatusCode::CREATED, &Success { warnings }),
+        Some(OpResult::Updated | OpResult::Unchanged | OpResult::Deleted(_)) => json(StatusCode::OK, &Success { warnings }),
+        Some(OpResult::Refused(reason)) => rejected(reason, subject, title).into_response(),
+        None => {
+            error!(%subject, "the store applied a write without telling its result");
+            Error::internal(title).into_response()
+        }
+    }
+}
+
+fn rejected(reason: &OpError, subject: &ResourceKey, title: &'static str) -> Error {
+    match reason {
+        OpError::Missing(key) if key == subject => Error::not_found(title),
+        OpError::Exists(_) | OpError::Missing(_) | OpError::Conflict { .. } => Error::conflict(reason),
+        OpError::OwnerMissing(owner) => Error::mesh_missing(title, owner.name()),
+        OpError::OwnerCycle(_) => {
+            error!(error = %Chain(reason), "a write of the API was malformed");
+            Error::internal(title)
+        }
+    }
+}
