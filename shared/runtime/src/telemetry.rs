@@ -12,7 +12,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// A level, or directives such as `info,ursa_sync=debug`. `RUST_LOG` wins over it. Default `info`.
+    /// A level, or directives such as `info,ursa_sync=debug`. `RUST_LOG` wins over it. Default `info,openraft=warn`.
     pub level: String,
     /// Default `text`.
     pub format: Format,
@@ -32,7 +32,7 @@ pub enum Format {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            level: "info".to_owned(),
+            level: "info,openraft=warn".to_owned(),
             format: Format::Text,
         }
     }

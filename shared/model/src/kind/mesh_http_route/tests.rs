@@ -272,6 +272,14 @@ fn bad_targets_and_backends_name_their_field() {
 }
 
 #[test]
+fn the_sum_of_weights_is_bounded() {
+    let backend = json!({"kind": "MeshService", "labels": {"a": "b"}, "weight": u32::MAX});
+    let with = |backends: Value| canonical(rule(json!({}), json!({"backendRefs": backends})));
+    assert!(with(json!([backend])).is_ok());
+    assert_eq!(with(json!([backend, backend])).unwrap_err(), ["to[0].rules[0].default.backendRefs"]);
+}
+
+#[test]
 fn numbers() {
     let text = |t: &str| IntOrString::String(t.into()).millionths();
     for (t, want) in [

@@ -289,6 +289,10 @@ impl Spec for MeshHTTPRoute {
                 }
                 let backends = rule.default.backend_refs.as_deref().unwrap_or_default();
                 validate_len(&format!("{at}.default.backendRefs"), backends, MAX_BRANCHES, out);
+                // Envoy takes weights whose sum fits 32 bits.
+                if backends.iter().map(|b| u64::from(b.weight)).sum::<u64>() > u64::from(u32::MAX) {
+                    out.add(format!("{at}.default.backendRefs"), "sum of weights must not exceed 4294967295");
+                }
                 for (k, backend) in backends.iter().enumerate() {
                     backend.validate(&format!("{at}.default.backendRefs[{k}]"), out);
                 }

@@ -1,0 +1,10 @@
+//! What both control planes are made of: one process with a data folder, a store, the observed tier, TLS, diagnostics and the REST
+//! API. The programs add what differs: KDS server or client, and everything about proxies.
+//! Invariant: this crate decides nothing about resources; it connects the crates that do.
+
+pub mod config;
+mod host;
+mod plane;
+
+pub use host::{Host, HostConfig};
+pub use plane::Plane;

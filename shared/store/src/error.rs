@@ -1,0 +1,106 @@
+//! What the store answers instead of a result, by what the caller can do about it.
+use std::path::PathBuf;
+
+use ursa_state::{OpError, Revision};
+
+use crate::{log, snapshot};
+
+/// Answer to a call on a running store.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// Another node leads (or none, if `leader` is missing): ask there, or again in a moment. Nothing was changed.
+    #[error("this node is not the leader{}", leader.map(|id| format!(", node {id} is")).unwrap_or_default())]
+    NotLeader {
+        leader: Option<u64>,
+        /// Where that node listens for the others; empty if unknown.
+        address: String,
+    },
+    /// It may or may not have been committed. Retry with the same request id: a repeat gets the first result.
+    #[error("the outcome is unknown: {0}")]
+    Unknown(String),
+    /// A precondition did not hold; the whole changeset was refused and changed nothing.
+    #[error("change {op} of the set was refused: {reason}")]
+    Rejected {
+        /// Index of the op in the set.
+        op: usize,
+        reason: OpError,
+        /// The store's revision at which it did not hold.
+        revision: Revision,
+    },
+    /// Larger than one entry of the log may be. Split it.
+    #[error("the changeset takes {bytes} bytes, at most {limit} are allowed")]
+    TooLarge { bytes: usize, limit: usize },
+    /// The changeset could not be stored in a form that can be read again.
+    #[error("the changeset cannot be stored: {0}")]
+    Invalid(String),
+    /// Not now: no quorum, or not within the deadline. Nothing is known to have changed; reads may be repeated.
+    #[error("not available: {0}")]
+    Unavailable(String),
+    /// This node's store has stopped, on request or because its disk failed. Only a restart helps.
+    #[error("the store has stopped: {0}")]
+    Stopped(String),
+}
+
+impl Error {
+    /// Whether the same call may succeed later, here or at another node.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::NotLeader { .. } | Self::Unknown(_) | Self::Unavailable(_) => true,
+            Self::Rejected { .. } | Self::TooLarge { .. } | Self::Invalid(_) | Self::Stopped(_) => false,
+        }
+    }
+}
+
+/// Why the store does not open. Each text says the way out.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process works in the folder.
+    #[error(transparent)]
+    Locked(#[from] ursa_runtime::lock::Error),
+    /// The file system refused.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    /// Written by a newer program.
+    #[error(
+        "the data folder {} has version {found}, this program knows up to {known}: run the version that wrote it, or a newer one, \
+         or give this node an empty folder",
+        dir.display()
+    )]
+    Newer { dir: PathBuf, found: u32, known: u32 },
+    /// The folder of another node.
+    #[error(
+        "the data folder {} belongs to node {found}, this is node {given}: configure node id {found}, or give node {given} a folder of its own",
+        dir.display()
+    )]
+    OtherNode { dir: PathBuf, found: u64, given: u64 },
+    /// A file that says what the folder is cannot be understood.
+    #[error("{} cannot be understood ({reason}): restore it, or give this node an empty folder", path.display())]
+    Folder { path: PathBuf, reason: String },
+    /// The folder was in use, but its log is gone. Starting anew would lose what was acknowledged.
+    #[error(
+        "the log in {} is gone, but this node has written one: restore the folder, or remove all of {} and let the node rejoin from the \
+         others or from a backup",
+        log.display(), dir.display()
+    )]
+    LogLost { dir: PathBuf, log: PathBuf },
+    /// The log no longer reaches back to the newest snapshot that can be read.
+    #[error(
+        "the log begins after entry {purged}, and no snapshot that can be read reaches that far: restore the snapshots from a copy, or remove this node's data folder and let it rejoin"
+    )]
+    Gap {
+        purged: u64,
+        #[source]
+        damaged: Option<snapshot::Error>,
+    },
+    #[error(transparent)]
+    Log(#[from] log::Error),
+    #[error(transparent)]
+    Snapshot(#[from] snapshot::Error),
+    /// Recovery failed in a way that has no name; the text has the library's words.
+    #[error("the store cannot start: {0}")]
+    Start(String),
+}

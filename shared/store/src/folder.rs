@@ -1,0 +1,225 @@
+//! The data folder of a node: `VERSION`, `node.json`, `log/`, `snapshots/`, `cache/`.
+//! In: the folder and who we are. Out: a locked folder that is ours.
+//! Invariant: a folder of a newer version, of another node, or one that has lost its log is refused before anything in it is changed.
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use ursa_runtime::lock::DataLock;
+use ursa_state::HistoryId;
+
+use crate::disk::{self, Disk};
+use crate::error::OpenError;
+
+/// Version of the layout written here.
+pub const VERSION: u32 = 1;
+/// Longest of the two small files.
+const MAX_FILE: u64 = 64 << 10;
+
+/// Content of `node.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Node {
+    node_id: u64,
+    /// Known once the first entry was applied. From then on the log cannot be empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    history: Option<HistoryId>,
+}
+
+/// A folder that is ours for as long as this lives.
+#[derive(Debug)]
+pub struct Folder {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    node: Node,
+    _lock: Option<DataLock>,
+}
+
+impl Folder {
+    /// Takes the folder, making it if it is not there. Blocks on the disk.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path, node_id: u64) -> Result<Self, OpenError> {
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| OpenError::Io { action, path, source }
+        };
+        disk.create_dir(dir).map_err(io("make", dir))?;
+        // In the folder of the log: a program may hold the data folder itself.
+        let lock = disk.real_path(&dir.join("log")).map(|path| DataLock::acquire(&path)).transpose()?;
+        let version = dir.join("VERSION");
+        let node_file = dir.join("node.json");
+        let known = match read(&*disk, &version)? {
+            Some(bytes) => {
+                let text = String::from_utf8_lossy(&bytes);
+                let found: u32 = text.trim().parse().map_err(|_| OpenError::Folder {
+                    path: version.clone(),
+                    reason: "it is no number".to_owned(),
+                })?;
+                if found > VERSION {
+                    return Err(OpenError::Newer {
+                        dir: dir.to_owned(),
+                        found,
+                        known: VERSION,
+                    });
+                }
+                true
+            }
+            None => false,
+        };
+        let node = match read(&*disk, &node_file)? {
+            Some(bytes) => {
+                let node: Node = serde_json::from_slice(&bytes).map_err(|error| OpenError::Folder {
+                    path: node_file.clone(),
+                    reason: error.to_string(),
+                })?;
+                if node.node_id != node_id {
+                    return Err(OpenError::OtherNode {
+                        dir: dir.to_owned(),
+                        found: node.node_id,
+                        given: node_id,
+                    });
+                }
+                if !known {
+                    return Err(OpenError::Folder {
+                        path: version,
+                        reason: "it is missing".to_owned(),
+                    });
+                }
+                node
+            }
+            None => {
+                if has_log(&*disk, &dir.join("log")) {
+                    return Err(OpenError::Folder {
+                        path: node_file,
+                        reason: "it is missing".to_owned(),
+                    });
+                }
+                // In this order: whatever else there is, there is a version.
+                disk::write_atomic(&*disk, &version, format!("{VERSION}\n").as_bytes()).map_err(io("write", &version))?;
+                Node { node_id, history: None }
+            }
+        };
+        let folder = Self {
+            disk,
+            dir: dir.to_owned(),
+            node,
+            _lock: lock,
+        };
+        folder.write_node().map_err(io("write", &node_file))?;
+        Ok(folder)
+    }
+
+    /// A part of the folder.
+    pub fn part(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Whether a log was ever written here.
+    pub fn is_used(&self) -> bool {
+        self.node.history.is_some()
+    }
+
+    /// Notes the history, after which an empty log is refused. Blocks on the disk.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn used_for(&mut self, history: HistoryId) -> std::io::Result<()> {
+        if self.node.history == Some(history) {
+            return Ok(());
+        }
+        self.node.history = Some(history);
+        self.write_node()
+    }
+
+    fn write_node(&self) -> std::io::Result<()> {
+        let text = serde_json::to_string_pretty(&self.node)?;
+        disk::write_atomic(&*self.disk, &self.dir.join("node.json"), (text + "\n").as_bytes())
+    }
+}
+
+fn read(disk: &dyn Disk, path: &Path) -> Result<Option<Vec<u8>>, OpenError> {
+    match disk::read_file(disk, path, MAX_FILE) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(OpenError::Io {
+            action: "read",
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn has_log(disk: &dyn Disk, dir: &Path) -> bool {
+    disk.list(dir).is_ok_and(|names| names.iter().any(|name| name.ends_with(".log")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::SimDisk;
+
+    const DIR: &str = "/node";
+
+    fn open(disk: &SimDisk, node_id: u64) -> Result<Folder, OpenError> {
+        Folder::open(Arc::new(disk.clone()), Path::new(DIR), node_id)
+    }
+
+    #[test]
+    fn a_folder_stays_with_its_node() {
+        let disk = SimDisk::new(1);
+        assert!(!open(&disk, 1).unwrap().is_used());
+        let disk = disk.power_loss();
+        let error = open(&disk, 2).unwrap_err();
+        assert!(error.to_string().contains("belongs to node 1"), "{error}");
+        open(&disk, 1).unwrap().used_for(HistoryId(5)).unwrap();
+        assert!(open(&disk.power_loss(), 1).unwrap().is_used());
+    }
+
+    #[test]
+    fn a_newer_folder_is_refused_unchanged() {
+        let disk = SimDisk::new(1);
+        drop(open(&disk, 1).unwrap());
+        disk.damage(Path::new("/node/VERSION"), |bytes| *bytes = b"2\n".to_vec()).unwrap();
+        let before = disk.files(Path::new(DIR)).unwrap();
+        let error = open(&disk, 1).unwrap_err();
+        assert!(matches!(error, OpenError::Newer { found: 2, known: 1, .. }), "{error}");
+        assert!(error.to_string().contains("run the version that wrote it"), "{error}");
+        assert_eq!(disk.files(Path::new(DIR)).unwrap(), before);
+    }
+
+    #[test]
+    fn files_that_cannot_be_understood_are_named() {
+        for (file, content) in [("VERSION", "one"), ("node.json", "{"), ("node.json", "{\"node_id\":-1}")] {
+            let disk = SimDisk::new(1);
+            drop(open(&disk, 1).unwrap());
+            disk.damage(&Path::new(DIR).join(file), |bytes| *bytes = content.as_bytes().to_vec())
+                .unwrap();
+            let error = open(&disk, 1).unwrap_err();
+            assert!(matches!(&error, OpenError::Folder { path, .. } if path.ends_with(file)), "{error}");
+        }
+        for missing in ["VERSION", "node.json"] {
+            let disk = SimDisk::new(1);
+            drop(open(&disk, 1).unwrap());
+            disk.create_dir(Path::new("/node/log")).unwrap();
+            disk.create(Path::new("/node/log/00000000000000000001.log")).unwrap();
+            disk.remove(&Path::new(DIR).join(missing)).unwrap();
+            let error = open(&disk, 1).unwrap_err();
+            assert!(
+                matches!(&error, OpenError::Folder { path, .. } if path.ends_with(missing)),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn making_it_can_be_cut_short_anywhere() {
+        for seed in 0..100 {
+            let disk = SimDisk::new(seed);
+            disk.power_off_in(seed % 14);
+            let _ = open(&disk, 1);
+            open(&disk.power_loss(), 1).unwrap();
+        }
+    }
+}

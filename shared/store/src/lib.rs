@@ -1,0 +1,36 @@
+//! The replicated store: Raft, log, snapshots and cache around the pure state of `ursa-state`.
+//! In: changesets, proposed on any node that leads. Out: views, everywhere.
+//! Invariants: an acknowledged changeset survives kill -9 and the loss of power of all nodes at once; damage is named and never
+//! guessed over; only this crate knows openraft and sled.
+//!
+//! - [`store`]: opening, proposing, reading. - [`log`]: the journal on disk. - [`snapshot`]: files of the whole state.
+//! - [`cache`]: what can be rebuilt, in sled. - [`disk`]: the I/O underneath, real and simulated. - [`codec`]: what bytes mean.
+//!
+//! ```no_run
+//! # use std::sync::Arc;
+//! # use ursa_store::{Store, StoreConfig, disk::RealDisk};
+//! # async fn example(tasks: ursa_runtime::Tasks, set: ursa_state::Changeset) -> Result<(), Box<dyn std::error::Error>> {
+//! let store = Store::open(StoreConfig::new("/var/lib/ursa/store", 1), Arc::new(RealDisk), &tasks).await?;
+//! let applied = store.propose(set).await?;
+//! assert!(store.view().revision() >= applied.revision);
+//! store.shutdown().await?;
+//! # Ok(()) }
+//! ```
+pub mod cache;
+pub mod codec;
+pub mod disk;
+mod error;
+mod folder;
+mod keeper;
+pub mod log;
+pub mod raft;
+pub mod snapshot;
+pub mod store;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(test)]
+mod tests;
+
+pub use error::{Error, OpenError};
+pub use raft::Timings;
+pub use store::{FirstStart, Role, Store, StoreConfig, StoreStatus};

@@ -1,0 +1,305 @@
+//! The log as others see it: hand in, get called back, read.
+//! In: entries and marks, in order. Out: callbacks once durable; entries.
+//! Invariant: the order in which calls return is the order on disk. Entries can be read when the call returns, before they are durable.
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::memory::{Found, Memory};
+use super::record::{self, Content};
+use super::writer::{Job, Op, Writer};
+use super::{EntryId, Error, Failure, Item, Options, Vote, recover, segment};
+use crate::disk::{self, Disk};
+
+/// Called once the job is durable, or never will be. Runs on the writer's thread: it must not block.
+pub type Done = Box<dyn FnOnce(Result<(), Failure>) + Send>;
+
+/// What the log says about itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogState {
+    pub vote: Option<Vote>,
+    /// Known to be committed. May lag behind after a crash.
+    pub committed: Option<EntryId>,
+    /// Newest entry that was purged.
+    pub purged: Option<EntryId>,
+    /// Newest entry, or the purged one if none follows it.
+    pub last: Option<EntryId>,
+}
+
+/// Handle to the log; clones share it. When all are dropped the writer ends; see also [`Log::close`].
+pub struct Log<E> {
+    disk: Arc<dyn Disk>,
+    dir: Arc<Path>,
+    memory: Arc<Mutex<Memory<E>>>,
+    queue: Queue<E>,
+}
+
+enum Queue<E> {
+    /// A thread of its own, for disks that wait. It takes all that is queued as one batch: while one batch syncs, the next collects.
+    Thread(mpsc::Sender<Job<E>>),
+    /// In the caller, for disks that do not.
+    Inline(Arc<Mutex<Writer<E>>>),
+}
+
+impl<E> Clone for Log<E> {
+    fn clone(&self) -> Self {
+        let queue = match &self.queue {
+            Queue::Thread(sender) => Queue::Thread(sender.clone()),
+            Queue::Inline(writer) => Queue::Inline(writer.clone()),
+        };
+        Self {
+            disk: self.disk.clone(),
+            dir: self.dir.clone(),
+            memory: self.memory.clone(),
+            queue,
+        }
+    }
+}
+
+impl<E> std::fmt::Debug for Log<E> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Log").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+impl<E: Item> Log<E> {
+    /// Opens the log in `dir`, making it if it is not there. Blocks on the disk.
+    ///
+    /// # Errors
+    /// See [`Error`]; a torn tail is none.
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Result<Self, Error> {
+        let writer = recover::open(&disk, dir, options)?;
+        let memory = writer.memory.clone();
+        let dir_name: Arc<Path> = dir.into();
+        let queue = if disk.waits() {
+            let (sender, receiver) = mpsc::channel(options.queue.max(1));
+            let spawned = std::thread::Builder::new()
+                .name("log-writer".to_owned())
+                .spawn(move || run(writer, receiver));
+            spawned.map_err(|source| Error::Io {
+                action: "start the writer of",
+                path: dir.to_owned(),
+                source,
+            })?;
+            Queue::Thread(sender)
+        } else {
+            Queue::Inline(Arc::new(Mutex::new(writer)))
+        };
+        Ok(Self {
+            disk,
+            dir: dir_name,
+            memory,
+            queue,
+        })
+    }
+
+    /// The state as handed in, durable or not.
+    pub fn state(&self) -> LogState {
+        let memory = self.memory.lock();
+        LogState {
+            vote: memory.vote,
+            committed: memory.committed,
+            purged: memory.purged,
+            last: memory.last(),
+        }
+    }
+
+    /// Becomes `Some` when the log takes nothing more.
+    pub fn failure(&self) -> watch::Receiver<Option<Failure>> {
+        self.memory.lock().watch_failed()
+    }
+
+    /// Appends entries that follow the last. They can be read on return; `done` is called when they are durable.
+    /// Waits only for room in the queue. Cancel-safe: dropped before it returns, nothing was appended.
+    ///
+    /// # Errors
+    /// [`Error::Hole`], or the log takes nothing more; `done` is not called then.
+    pub async fn append(&self, entries: Vec<E>, done: Done) -> Result<(), Error> {
+        self.submit(Op::Append(entries), Some(done)).await
+    }
+
+    /// Saves the vote; durable on return.
+    ///
+    /// # Errors
+    /// It may or may not be durable.
+    pub async fn save_vote(&self, vote: Vote) -> Result<(), Error> {
+        self.submit_and_wait(Op::Vote(vote)).await
+    }
+
+    /// Notes that everything up to `id` is committed. Becomes durable with what is written next, or never.
+    ///
+    /// # Errors
+    /// The log takes nothing more.
+    pub async fn save_committed(&self, id: EntryId) -> Result<(), Error> {
+        self.submit(Op::Committed(id), None).await
+    }
+
+    /// Removes the entries after `to` (all, if `None`); durable on return.
+    ///
+    /// # Errors
+    /// It may or may not be durable.
+    pub async fn truncate_after(&self, to: Option<EntryId>) -> Result<(), Error> {
+        self.submit_and_wait(Op::Truncate(to)).await
+    }
+
+    /// Removes the entries up to `upto`. They are gone on return; files go once that is durable.
+    ///
+    /// # Errors
+    /// The log takes nothing more.
+    pub async fn purge(&self, upto: EntryId) -> Result<(), Error> {
+        self.submit(Op::Purge(upto), None).await
+    }
+
+    /// Writes a mark that everything is in order and takes nothing more. Reads go on working.
+    ///
+    /// # Errors
+    /// It was not in order.
+    pub async fn close(&self) -> Result<(), Error> {
+        self.submit_and_wait(Op::Close).await
+    }
+
+    /// The entries of `range` that exist, oldest first: at least one, then as many as fit in `limit` bytes.
+    ///
+    /// # Errors
+    /// The file system, or damage that came after the log was opened.
+    pub async fn read(&self, range: Range<u64>, limit: usize) -> Result<Vec<E>, Error> {
+        let found = self.memory.lock().find(range, limit)?;
+        if found.iter().all(|found| matches!(found, Found::Here(_))) || !self.disk.waits() {
+            return resolve(found, &self.dir);
+        }
+        let dir = self.dir.clone();
+        let path = dir.to_path_buf();
+        let read = disk::run(&*self.disk, move || Ok(resolve(found, &dir))).await;
+        read.map_err(|source| Error::Io {
+            action: "read entries of",
+            path,
+            source,
+        })?
+    }
+
+    async fn submit_and_wait(&self, op: Op<E>) -> Result<(), Error> {
+        let (sender, receiver) = oneshot::channel();
+        let done: Done = Box::new(move |result| {
+            // Whoever waited may be gone.
+            let _ = sender.send(result);
+        });
+        self.submit(op, Some(done)).await?;
+        match receiver.await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(Failure::Disk("its writer ended".to_owned()).into()),
+        }
+    }
+
+    async fn submit(&self, op: Op<E>, done: Option<Done>) -> Result<(), Error> {
+        match &self.queue {
+            Queue::Thread(sender) => {
+                let closed = |_| self.memory.lock().failed().unwrap_or(Failure::Disk("its writer ended".to_owned()));
+                let permit = sender.reserve().await.map_err(closed)?;
+                // Under one lock, so that memory and queue have the same order.
+                let mut memory = self.memory.lock();
+                admit(&mut memory, &op)?;
+                permit.send(Job { op, done });
+                Ok(())
+            }
+            Queue::Inline(_) => self.submit_batch(vec![Job { op, done }]),
+        }
+    }
+
+    /// Hands in a batch that is synced as one. Only for disks that do not wait.
+    pub(super) fn submit_batch(&self, jobs: Vec<Job<E>>) -> Result<(), Error> {
+        let Queue::Inline(writer) = &self.queue else { return Ok(()) };
+        let mut writer = writer.lock();
+        for job in &jobs {
+            admit(&mut self.memory.lock(), &job.op)?;
+        }
+        writer.process(jobs);
+        Ok(())
+    }
+}
+
+/// Takes a job into memory, or refuses it.
+fn admit<E: Item>(memory: &mut Memory<E>, op: &Op<E>) -> Result<(), Error> {
+    if let Some(failure) = memory.failed() {
+        return Err(failure.into());
+    }
+    match op {
+        Op::Append(entries) => {
+            let ids: Vec<EntryId> = entries.iter().map(Item::id).collect();
+            memory.check_run(&ids)?;
+            for entry in entries {
+                memory.push(entry.id(), entry.encode().len(), Some(entry.clone()), None)?;
+            }
+        }
+        Op::Vote(vote) => memory.vote = Some(*vote),
+        Op::Committed(id) => memory.committed = memory.committed.max(Some(*id)),
+        Op::Truncate(to) => memory.truncate_after(*to),
+        Op::Purge(upto) => memory.purge(*upto),
+        Op::Close => {}
+    }
+    Ok(())
+}
+
+/// The writer's thread.
+fn run<E: Item>(mut writer: Writer<E>, mut queue: mpsc::Receiver<Job<E>>) {
+    let memory = writer.memory.clone();
+    let limit = writer.options.batch_bytes;
+    let work = std::panic::AssertUnwindSafe(|| {
+        while let Some(first) = queue.blocking_recv() {
+            let mut bytes = weight(&first.op);
+            let mut jobs = vec![first];
+            while bytes < limit
+                && let Ok(job) = queue.try_recv()
+            {
+                bytes += weight(&job.op);
+                jobs.push(job);
+            }
+            let closes = jobs.iter().any(|job| matches!(job.op, Op::Close));
+            writer.process(jobs);
+            if closes {
+                return;
+            }
+        }
+    });
+    if std::panic::catch_unwind(work).is_err() {
+        memory.lock().fail(Failure::Disk("its writer panicked".to_owned()));
+    }
+}
+
+fn weight<E: Item>(op: &Op<E>) -> usize {
+    match op {
+        Op::Append(entries) => entries.iter().map(|entry| entry.encode().len() + record::HEADER).sum(),
+        _ => record::HEADER,
+    }
+}
+
+fn resolve<E: Item>(found: Vec<Found<E>>, dir: &Path) -> Result<Vec<E>, Error> {
+    found
+        .into_iter()
+        .map(|found| match found {
+            Found::Here(entry) => Ok(entry),
+            Found::On { id, place, file } => {
+                let path = segment::path(dir, place.segment);
+                let mut bytes = vec![0; place.size];
+                let read = file.read_at(place.offset, &mut bytes);
+                read.map_err(|source| Error::Io {
+                    action: "read",
+                    path: path.clone(),
+                    source,
+                })?;
+                let damaged = |reason: String| Error::Damaged {
+                    path,
+                    offset: place.offset,
+                    reason,
+                };
+                match record::decode_at(&bytes, place.segment, place.offset).map(|record| record.content) {
+                    Ok(Content::Entry(found, payload)) if found == id => E::decode(id, payload).map_err(damaged),
+                    Ok(_) => Err(damaged(format!("this is not entry {id}"))),
+                    Err(invalid) => Err(damaged(format!("entry {id}: {invalid:?}"))),
+                }
+            }
+        })
+        .collect()
+}

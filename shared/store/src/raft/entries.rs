@@ -1,0 +1,110 @@
+//! Our log as openraft's log storage.
+//! In: entries and votes. Out: the same, and a callback once they are durable.
+//! Invariant: votes and entries go through one queue, so their order on disk is the order of the calls.
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, Range, RangeBounds};
+
+use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::type_config::alias::{LogIdOf, VoteOf};
+use openraft::{LogState, OptionalSend, RaftLogReader};
+
+use super::{Entry, TypeConfig, entry_id, from_vote, log_id, to_vote};
+use crate::log::Log;
+
+/// Encoded bytes of one replication request: under the 4 MiB that gRPC takes by default, with room for what is around them.
+const MAX_REQUEST: usize = 2 << 20;
+
+/// Handle to the log; openraft's readers are clones of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Entries {
+    log: Log<Entry>,
+}
+
+impl Entries {
+    pub(crate) fn new(log: Log<Entry>) -> Self {
+        Self { log }
+    }
+}
+
+fn range_of<R: RangeBounds<u64>>(range: &R) -> Range<u64> {
+    let start = match range.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(start) => start.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(end) => end.saturating_add(1),
+        Bound::Excluded(end) => *end,
+        Bound::Unbounded => u64::MAX,
+    };
+    start..end
+}
+
+impl RaftLogReader<TypeConfig> for Entries {
+    async fn try_get_log_entries<R>(&mut self, range: R) -> Result<Vec<Entry>, io::Error>
+    where
+        R: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        Ok(self.log.read(range_of(&range), usize::MAX).await?)
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        Ok(self.log.read(start..end, MAX_REQUEST).await?)
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<VoteOf<TypeConfig>>, io::Error> {
+        Ok(self.log.state().vote.map(to_vote))
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for Entries {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let state = self.log.state();
+        Ok(LogState {
+            last_purged_log_id: state.purged.map(log_id),
+            last_log_id: state.last.map(log_id),
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &VoteOf<TypeConfig>) -> Result<(), io::Error> {
+        Ok(self.log.save_vote(from_vote(vote)).await?)
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogIdOf<TypeConfig>>) -> Result<(), io::Error> {
+        match committed {
+            Some(id) => Ok(self.log.save_committed(entry_id(&id)).await?),
+            None => Ok(()),
+        }
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogIdOf<TypeConfig>>, io::Error> {
+        Ok(self.log.state().committed.map(log_id))
+    }
+
+    async fn append<I>(&mut self, entries: I, flushed: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        Ok(self
+            .log
+            .append(entries, Box::new(|result| flushed.io_completed(result.map_err(io::Error::from))))
+            .await?)
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogIdOf<TypeConfig>>) -> Result<(), io::Error> {
+        Ok(self.log.truncate_after(last.as_ref().map(entry_id)).await?)
+    }
+
+    async fn purge(&mut self, upto: LogIdOf<TypeConfig>) -> Result<(), io::Error> {
+        Ok(self.log.purge(entry_id(&upto)).await?)
+    }
+}

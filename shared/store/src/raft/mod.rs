@@ -1,0 +1,135 @@
+//! What openraft needs to run on our log, snapshots and state. The one module that names its types.
+//! In: [`Config`], an open log and snapshots. Out: a running [`Raft`].
+//! Invariant: openraft never sees a byte of a file, and our files never hold a byte of its making.
+//! Source: openraft 0.10.0-alpha.37, pinned exactly.
+mod config;
+mod entries;
+mod machine;
+pub(crate) mod network;
+#[cfg(test)]
+mod suite;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use openraft::type_config::alias::{EntryOf, LogIdOf, StoredMembershipOf, VoteOf};
+use openraft::vote::RaftLeaderId;
+use ursa_state::Applied;
+
+pub use config::Timings;
+pub(crate) use config::config;
+pub(crate) use entries::Entries;
+pub(crate) use machine::Machine;
+
+use crate::codec::{Members, Payload, Peer, Proposal, StoredMembers};
+use crate::log::{EntryId, Item, Vote};
+
+openraft::declare_raft_types!(
+    /// Standard leader ids: one leader per term, so that the term alone orders leaders. Epochs leave the process (fences of
+    /// streams), and the choice is part of what is stored: it can never be changed.
+    pub TypeConfig:
+        D = Proposal,
+        R = Option<Applied>,
+        NodeId = u64,
+        Node = Peer,
+        LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
+);
+
+pub(crate) type Raft = openraft::Raft<TypeConfig, Machine>;
+pub(crate) type Entry = EntryOf<TypeConfig>;
+type LogId = LogIdOf<TypeConfig>;
+type LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>;
+
+pub(crate) fn log_id(id: EntryId) -> LogId {
+    LogId::new(LeaderId::new(id.term, 0).to_committed(), id.index)
+}
+
+pub(crate) fn entry_id(id: &LogId) -> EntryId {
+    EntryId {
+        term: id.leader_id.term,
+        index: id.index,
+    }
+}
+
+fn to_vote(vote: Vote) -> VoteOf<TypeConfig> {
+    VoteOf::<TypeConfig> {
+        leader_id: LeaderId::new(vote.term, vote.node_id),
+        committed: vote.committed,
+    }
+}
+
+fn from_vote(vote: &VoteOf<TypeConfig>) -> Vote {
+    Vote {
+        term: vote.leader_id.term,
+        node_id: vote.leader_id.voted_for,
+        committed: vote.committed,
+    }
+}
+
+type Membership = openraft::Membership<u64, Peer>;
+
+fn to_membership(members: &Members) -> Result<Membership, String> {
+    if members.voters.is_empty() && members.nodes.is_empty() {
+        return Ok(Membership::default());
+    }
+    Membership::new(members.voters.clone(), members.nodes.clone()).map_err(|error| format!("these members are no group: {error}"))
+}
+
+fn from_membership(membership: &Membership) -> Members {
+    let nodes: BTreeMap<u64, Peer> = membership.nodes().map(|(id, peer)| (*id, peer.clone())).collect();
+    Members {
+        voters: membership.get_joint_config().clone(),
+        nodes,
+    }
+}
+
+fn to_stored(stored: &StoredMembers) -> Result<StoredMembershipOf<TypeConfig>, String> {
+    Ok(StoredMembershipOf::<TypeConfig>::new(
+        stored.since.map(log_id),
+        to_membership(&stored.members)?,
+    ))
+}
+
+fn from_stored(stored: &StoredMembershipOf<TypeConfig>) -> StoredMembers {
+    StoredMembers {
+        since: stored.log_id().as_ref().map(entry_id),
+        members: from_membership(stored.membership()),
+    }
+}
+
+impl Item for Entry {
+    fn id(&self) -> EntryId {
+        entry_id(&self.log_id)
+    }
+
+    fn encode(&self) -> bytes::Bytes {
+        match &self.payload {
+            openraft::EntryPayload::Blank => Payload::Blank.encode(),
+            openraft::EntryPayload::Normal(proposal) => Payload::Command(proposal.clone()).encode(),
+            openraft::EntryPayload::Membership(membership) => Payload::Members(from_membership(membership)).encode(),
+        }
+    }
+
+    fn decode(id: EntryId, bytes: &[u8]) -> Result<Self, String> {
+        let payload = match Payload::decode(bytes)? {
+            Payload::Blank => openraft::EntryPayload::Blank,
+            Payload::Command(proposal) => openraft::EntryPayload::Normal(proposal),
+            Payload::Members(members) => openraft::EntryPayload::Membership(to_membership(&members)?),
+        };
+        Ok(Self {
+            log_id: log_id(id),
+            payload,
+        })
+    }
+}
+
+/// Starts a node on what is stored. Its state machine already holds the newest snapshot; openraft applies the committed entries after it.
+pub(crate) async fn start(
+    node_id: u64,
+    timings: &Timings,
+    entries: Entries,
+    machine: Machine,
+    network: network::Factory,
+) -> Result<Raft, openraft::errors::Fatal<TypeConfig>> {
+    Raft::new(node_id, Arc::new(config(timings)), network, entries, machine).await
+}

@@ -1,0 +1,292 @@
+//! Snapshots of the state: files, written beside the running store, in two generations.
+//! In: a state and what it covers. Out: the newest intact one.
+//! Invariants: a file has its final name only once its content is durable; the generation before the newest stays until the next one
+//! is durable, and the log is purged only behind it ([`Snapshots::purgeable`]), so that one damaged file costs nothing.
+mod file;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use ursa_state::{SnapshotError, State};
+
+use file::Intact;
+pub use file::Meta;
+
+use crate::disk::Disk;
+use crate::log::EntryId;
+
+const SUFFIX: &str = ".snap";
+/// Being written.
+const NEW: &str = ".new";
+/// Found damaged; kept for whoever wants to find out why, never read.
+const DAMAGED: &str = ".damaged";
+/// Intact files that are kept.
+const GENERATIONS: usize = 2;
+
+/// What can go wrong with a snapshot, by what the operator can do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file system refused.
+    #[error("cannot {action} {}", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    /// Not whole or not what was written.
+    #[error("{} is damaged: {reason}", path.display())]
+    Damaged { path: PathBuf, reason: String },
+    /// Written by a newer program.
+    #[error("{} has format {found}, this program knows up to {known}; run the version that wrote it, or a newer one", path.display())]
+    Newer { path: PathBuf, found: u32, known: u32 },
+    /// The document in it cannot be written or read.
+    #[error("{}", path.display())]
+    State { path: PathBuf, source: SnapshotError },
+}
+
+impl Error {
+    /// Whether another snapshot may do instead: this one is broken, rather than unreadable now or too new.
+    fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. }
+            | Self::State {
+                source: SnapshotError::Json(_),
+                ..
+            } => true,
+            Self::Io { .. }
+            | Self::Newer { .. }
+            | Self::State {
+                source: SnapshotError::Format { .. },
+                ..
+            } => false,
+        }
+    }
+}
+
+impl From<Error> for io::Error {
+    fn from(error: Error) -> Self {
+        Self::other(error)
+    }
+}
+
+/// A snapshot file, wherever it is.
+#[derive(Clone, Debug)]
+pub struct RaftSnapshot {
+    pub disk: Arc<dyn Disk>,
+    pub path: PathBuf,
+}
+
+/// A snapshot in memory.
+#[derive(Debug)]
+pub struct Loaded {
+    pub meta: Meta,
+    pub state: State,
+    pub path: PathBuf,
+}
+
+/// The folder of snapshots. Its calls block on the disk.
+#[derive(Debug)]
+pub struct Snapshots {
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    /// Held while files change.
+    files: Mutex<()>,
+    /// Newest first.
+    known: Mutex<Vec<(Meta, PathBuf)>>,
+    purgeable: watch::Sender<Option<EntryId>>,
+}
+
+impl Snapshots {
+    /// Opens the folder, making it if it is not there, and loads the newest intact snapshot. Damaged ones are named in the log,
+    /// renamed, and returned; whether the log reaches far enough back without them is for the caller to find out.
+    ///
+    /// # Errors
+    /// See [`Error`]; damage is none.
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<(Self, Option<Loaded>, Vec<Error>), Error> {
+        let io = |action| {
+            move |source| Error::Io {
+                action,
+                path: dir.to_owned(),
+                source,
+            }
+        };
+        disk.create_dir(dir).map_err(io("make"))?;
+        let names = disk.list(dir).map_err(io("list"))?;
+        for name in names.iter().filter(|name| name.ends_with(NEW)) {
+            disk.remove(&dir.join(name)).map_err(io("clean up"))?;
+        }
+        let mut paths: Vec<PathBuf> = names
+            .iter()
+            .filter(|name| name.ends_with(SUFFIX))
+            .map(|name| dir.join(name))
+            .collect();
+        paths.sort();
+        paths.reverse();
+        let (mut known, mut loaded, mut damaged) = (Vec::new(), None, Vec::new());
+        for path in paths {
+            match check_one(&*disk, &path, loaded.is_none()) {
+                Ok((meta, state)) => {
+                    if let Some(state) = state {
+                        loaded = Some(Loaded {
+                            meta: meta.clone(),
+                            state,
+                            path: path.clone(),
+                        });
+                    }
+                    known.push((meta, path));
+                }
+                Err(error) if error.is_damage() => {
+                    tracing::error!(error = %ursa_runtime::error::Chain(&error), "damaged snapshot set aside, an older one and the log take its place");
+                    let mut aside = path.clone().into_os_string();
+                    aside.push(DAMAGED);
+                    disk.rename(&path, Path::new(&aside))
+                        .and_then(|()| disk.sync_dir(dir))
+                        .map_err(io("set aside a file in"))?;
+                    damaged.push(error);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let purgeable = watch::Sender::new(behind_oldest(&known));
+        Ok((
+            Self {
+                disk,
+                dir: dir.to_owned(),
+                files: Mutex::new(()),
+                known: Mutex::new(known),
+                purgeable,
+            },
+            loaded,
+            damaged,
+        ))
+    }
+
+    /// Up to where the log may be purged: what the older of the two generations covers. `None` before there are two.
+    pub fn purgeable(&self) -> watch::Receiver<Option<EntryId>> {
+        self.purgeable.subscribe()
+    }
+
+    /// The newest snapshot.
+    pub fn newest(&self) -> Option<(Meta, RaftSnapshot)> {
+        let known = self.known.lock();
+        let (meta, path) = known.first()?;
+        Some((
+            meta.clone(),
+            RaftSnapshot {
+                disk: self.disk.clone(),
+                path: path.clone(),
+            },
+        ))
+    }
+
+    /// Saves a snapshot, durably, and removes generations that are no longer needed.
+    ///
+    /// # Errors
+    /// It is not there then; those before it still are.
+    pub fn save(&self, meta: &Meta, state: &State) -> Result<RaftSnapshot, Error> {
+        self.place(meta, |file, path| file::write(file, path, meta, state))
+    }
+
+    /// Takes in a snapshot from elsewhere, durably, and loads it. One of our own is only loaded.
+    ///
+    /// # Errors
+    /// It is damaged, or cannot be copied.
+    pub fn adopt(&self, from: &RaftSnapshot) -> Result<Loaded, Error> {
+        let open = from.disk.open(&from.path).map_err(|source| Error::Io {
+            action: "open",
+            path: from.path.clone(),
+            source,
+        })?;
+        let intact = Intact::check(open, &from.path)?;
+        let state = intact.state(&from.path)?;
+        let ours = self.known.lock().iter().any(|(_, path)| *path == from.path) && Arc::ptr_eq(&self.disk, &from.disk);
+        let path = if ours {
+            from.path.clone()
+        } else {
+            let copy = |file: &dyn crate::disk::DiskFile, path: &Path| {
+                intact.copy_to(file).map_err(|source| Error::Io {
+                    action: "copy to",
+                    path: path.to_owned(),
+                    source,
+                })
+            };
+            self.place(&intact.meta, copy)?.path
+        };
+        Ok(Loaded {
+            meta: intact.meta,
+            state,
+            path,
+        })
+    }
+
+    fn place(&self, meta: &Meta, fill: impl FnOnce(&dyn crate::disk::DiskFile, &Path) -> Result<(), Error>) -> Result<RaftSnapshot, Error> {
+        let _files = self.files.lock();
+        let path = self.dir.join(name(meta.last));
+        let mut aside = path.clone().into_os_string();
+        aside.push(NEW);
+        let aside = PathBuf::from(aside);
+        let io = |action| {
+            let path = aside.clone();
+            move |source| Error::Io { action, path, source }
+        };
+        match self.disk.remove(&aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io("remove")(error)),
+            _ => {}
+        }
+        let file = self.disk.create(&aside).map_err(io("make"))?;
+        fill(&*file, &aside)?;
+        file.sync_data().map_err(io("sync"))?;
+        self.disk.rename(&aside, &path).map_err(io("give its final name to"))?;
+        self.disk.sync_dir(&self.dir).map_err(io("sync the folder of"))?;
+        self.register(meta.clone(), path.clone());
+        Ok(RaftSnapshot {
+            disk: self.disk.clone(),
+            path,
+        })
+    }
+
+    /// Enters a durable snapshot and drops what it makes superfluous.
+    fn register(&self, meta: Meta, path: PathBuf) {
+        let old = {
+            let mut known = self.known.lock();
+            known.retain(|(_, have)| *have != path);
+            known.push((meta, path));
+            known.sort_by(|(_, a), (_, b)| b.cmp(a));
+            let keep = known.len().min(GENERATIONS);
+            known.split_off(keep)
+        };
+        for (_, path) in old {
+            if let Err(error) = self.disk.remove(&path) {
+                tracing::warn!(path = %path.display(), %error, "cannot remove an old snapshot");
+            }
+        }
+        self.purgeable.send_replace(behind_oldest(&self.known.lock()));
+    }
+}
+
+/// Where the older of two generations ends.
+fn behind_oldest(known: &[(Meta, PathBuf)]) -> Option<EntryId> {
+    known.get(GENERATIONS - 1)?.0.last
+}
+
+/// Sorts as the entries do: by index, then term.
+fn name(last: Option<EntryId>) -> String {
+    let last = last.unwrap_or(EntryId { term: 0, index: 0 });
+    format!("{:020}-{:020}{SUFFIX}", last.index, last.term)
+}
+
+fn check_one(disk: &dyn Disk, path: &Path, load: bool) -> Result<(Meta, Option<State>), Error> {
+    let file = disk.open(path).map_err(|source| Error::Io {
+        action: "open",
+        path: path.to_owned(),
+        source,
+    })?;
+    let intact = Intact::check(file, path)?;
+    let state = if load { Some(intact.state(path)?) } else { None };
+    Ok((intact.meta, state))
+}

@@ -1,0 +1,82 @@
+//! Who may be a zone: a zone token, checked against the keys in the store.
+//! In: the newest view, a token. Out: yes, or why not. Invariant: a token names exactly one zone; absent scope means `cp`.
+//! Source: api.md 4.3 (GlobalSecrets `zone-token-signing-key-<N>`, `zone-token-revocations`), facts.md F17.
+
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use ursa_model::{Kind, ResourceKey, ZoneName, kind::secret::Secret};
+use ursa_pki::token::{self, KeySet, Revocations, VerifyingKey, ZoneClaims};
+use ursa_state::View;
+
+use crate::ports::{Denied, ZoneAuth};
+
+/// Names of the signing keys begin with this.
+pub const SIGNING_KEY_PREFIX: &str = "zone-token-signing-key";
+const REVOCATIONS: &str = "zone-token-revocations";
+/// Scope of a token by which a zone control plane may connect.
+const SCOPE: &str = "cp";
+
+/// Checks zone tokens with the keys that the store holds at that moment.
+#[derive(Clone, Debug)]
+pub struct TokenAuth {
+    views: watch::Receiver<View>,
+    required: bool,
+}
+
+impl TokenAuth {
+    /// Every zone must show a token.
+    pub fn required(views: watch::Receiver<View>) -> Self {
+        Self { views, required: true }
+    }
+
+    /// A zone without a token is let in, for stock Kuma zones that cannot send one: the network must protect the port then. A
+    /// token that is sent is checked all the same.
+    pub fn optional(views: watch::Receiver<View>) -> Self {
+        Self { views, required: false }
+    }
+}
+
+/// Verifying keys by key id: the number at the end of the name, `0` where there is none.
+fn keys(view: &View) -> KeySet {
+    let mut keys = KeySet::new();
+    for secret in view.list(Kind::GlobalSecret) {
+        let Some(rest) = secret.name().strip_prefix(SIGNING_KEY_PREFIX) else { continue };
+        let id = match rest.strip_prefix('-') {
+            Some(id) => id,
+            None if rest.is_empty() => "0",
+            None => continue,
+        };
+        let Some(pem) = secret.spec::<Secret>().ok().and_then(|s| s.bytes()) else { continue };
+        match VerifyingKey::parse(&pem) {
+            Ok(key) => keys.insert(id, key),
+            Err(error) => tracing::warn!(secret = secret.name(), %error, "not a signing key"),
+        }
+    }
+    keys
+}
+
+fn revocations(view: &View) -> Revocations {
+    let text = ResourceKey::new(Kind::GlobalSecret, "", REVOCATIONS)
+        .ok()
+        .and_then(|key| view.get(&key)?.spec::<Secret>().ok()?.text())
+        .unwrap_or_default();
+    Revocations::parse(&text)
+}
+
+impl ZoneAuth for TokenAuth {
+    fn check(&self, zone: &ZoneName, token: Option<&str>) -> Result<(), Denied> {
+        let Some(token) = token else {
+            return if self.required { Err(Denied::Missing) } else { Ok(()) };
+        };
+        let view = self.views.borrow().clone();
+        let valid = token::validate::<ZoneClaims>(token, &keys(&view), &revocations(&view), OffsetDateTime::now_utc())
+            .map_err(|error| Denied::Invalid(error.to_string()))?;
+        if valid.claims.zone != zone.as_str() {
+            return Err(Denied::OtherZone { token_zone: valid.claims.zone.chars().take(64).collect() });
+        }
+        if !valid.claims.scope.is_empty() && !valid.claims.scope.iter().any(|s| s == SCOPE) {
+            return Err(Denied::Invalid("its scope does not hold \"cp\"".into()));
+        }
+        Ok(())
+    }
+}

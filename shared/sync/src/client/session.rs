@@ -1,0 +1,316 @@
+//! One connection of a zone: both sync streams, the health check and the admin streams, side by side in one task.
+//! In: a channel. Out: why it ended. Invariant: the first of them to end ends all; a batch that was given to the store is seen through.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Code, Request, Status, codec::CompressionEncoding, transport::Channel};
+use tracing::warn;
+use ursa_model::{ResourceKey, Timestamp, ZoneName, kind as kinds};
+use ursa_proto::kds::{
+    ZoneHealthCheckRequest, global_kds_service_client::GlobalKdsServiceClient, kds_sync_service_client::KdsSyncServiceClient,
+};
+use ursa_runtime::{
+    Stages,
+    lease::{Deadline, within},
+    stages::STORED,
+};
+
+use super::{KdsClient, admin, metadata};
+use crate::{
+    MAX_MESSAGE_BYTES,
+    distribution::{Distribution, Distributor},
+    mapping::Recipient,
+    metrics::Metrics,
+    peer::{FEATURES_HEADER, Features},
+    ports::{Sink, Source},
+    receiver::{self, Batch, Receiver, Site},
+    sender::{self, Sender},
+    shell::{self, Applier, Contents, End},
+};
+
+/// Room for every initial request, so that they are on their way before the first answer.
+const REQUEST_QUEUE: usize = 128;
+/// Interval of health checks when the global names none, as Kuma.
+const HEALTH_CHECK: Duration = Duration::from_secs(300);
+const HEALTH_CHECK_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(10);
+
+type SyncClient = KdsSyncServiceClient<Channel>;
+
+/// What every call of the session needs.
+pub(super) struct Session<'a> {
+    pub(super) client: &'a KdsClient,
+    address: &'a str,
+    channel: Channel,
+    token: Option<String>,
+}
+
+impl Session<'_> {
+    pub(super) fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        metadata(&self.client.config, self.token.as_deref(), request.metadata_mut());
+        request
+    }
+
+    fn sync(&self) -> SyncClient {
+        let client = SyncClient::new(self.channel.clone())
+            .accept_compressed(CompressionEncoding::Gzip)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        if self.client.config.compress { client.send_compressed(CompressionEncoding::Gzip) } else { client }
+    }
+
+    pub(super) fn global(&self) -> GlobalKdsServiceClient<Channel> {
+        let client = GlobalKdsServiceClient::new(self.channel.clone()).accept_compressed(CompressionEncoding::Gzip);
+        if self.client.config.compress { client.send_compressed(CompressionEncoding::Gzip) } else { client }
+    }
+}
+
+/// Runs until something ends; says what.
+pub(super) async fn run(client: &KdsClient, address: &str, channel: Channel, token: Option<String>, cancel: &CancellationToken) -> String {
+    let session = Session { client, address, channel, token };
+    // Ends the down stream alone, in order, when anything else ends: what it is storing must not be cut off.
+    let stop = CancellationToken::new();
+    let down = down(&session, stop.clone());
+    let rest = async {
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => "the zone control plane is shutting down".to_owned(),
+            why = up(&session) => format!("zone-to-global: {why}"),
+            why = health(&session) => format!("health check: {why}"),
+            why = admin::run(&session) => format!("admin stream: {why}"),
+        }
+    };
+    tokio::pin!(down, rest);
+    tokio::select! {
+        why = &mut down => format!("global-to-zone: {why}"),
+        why = &mut rest => {
+            stop.cancel();
+            down.await;
+            why
+        }
+    }
+}
+
+fn text(end: &End) -> String {
+    let status = end.status();
+    format!("{:?}: {}", status.code(), status.message())
+}
+
+fn status_text(status: &Status) -> String {
+    format!("{:?}: {}", status.code(), status.message())
+}
+
+/// GlobalToZoneSync: what the global sends is stored here.
+async fn down(session: &Session<'_>, stop: CancellationToken) -> String {
+    let client = session.client;
+    let source = client.parts.source.clone();
+    let mut receiver = Receiver::new(receiver::Config {
+        site: Site::Zone,
+        identity: client.identity(),
+        kinds: kinds::ALL.iter().copied().filter(|k| k.descriptor().flags.requested_by_zone()).collect(),
+        progress: false,
+        known: source.peek().durable.global(),
+    });
+    let (tx, rx) = mpsc::channel(REQUEST_QUEUE);
+    // The requests must be on their way before we wait for headers: a stock global sends none before its first answer.
+    for action in receiver.handle(receiver::Event::Start, &source.peek()) {
+        if let receiver::Action::Send(message) = action
+            && tx.try_send(message).is_err()
+        {
+            return "more kinds than fit the queue".to_owned();
+        }
+    }
+    let mut sync = session.sync();
+    let answered = tokio::select! {
+        () = stop.cancelled() => return "stopped".to_owned(),
+        answered = sync.global_to_zone_sync(session.request(ReceiverStream::new(rx))) => answered,
+    };
+    let response = match answered {
+        Ok(response) => response,
+        Err(status) => return status_text(&status),
+    };
+    let features = response.metadata().get_all(FEATURES_HEADER).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
+    let progress = Features::from_names(features).contains(Features::PROGRESS);
+    let opening = if progress { receiver.peer_reports_progress() } else { Vec::new() };
+    let applier = ToStore {
+        sink: client.parts.sink.clone(),
+        source: client.parts.source.clone(),
+        stages: client.parts.stages.clone(),
+        zone: client.config.zone.clone(),
+    };
+    let observe = |report: receiver::Report| {
+        observe_down(client, &report);
+        if matches!(report, receiver::Report::Received { .. }) {
+            client.flows(session.address, progress);
+        }
+    };
+    let mut known = client.parts.source.peek().durable.global();
+    let status = client.status.clone();
+    let views = client.parts.source.clone();
+    let report_revision = move || {
+        let global = views.peek().durable.global();
+        if global != known {
+            known = global;
+            status.send_modify(|s| s.global = global);
+        }
+    };
+    let applier = Reporting { inner: applier, stored: Arc::new(parking_lot::Mutex::new(report_revision)) };
+    let end =
+        shell::run_receiver(receiver, Some(opening), response.into_inner(), source, applier, tx, |m| m, observe, stop.cancelled()).await;
+    text(&end)
+}
+
+fn observe_down(client: &KdsClient, report: &receiver::Report) {
+    let (zone, metrics) = (client.config.zone.as_str(), &client.parts.metrics);
+    match report {
+        receiver::Report::Received { kind, resources } => {
+            metrics.resources_received.get_or_create(&Metrics::kind(zone, *kind)).inc_by(*resources as u64);
+        }
+        receiver::Report::Refused { kind, names, text } => {
+            warn!(zone, type_url = %kind, resources = ?names, error = text, "resources of the global were refused");
+            metrics.nacks.get_or_create(&Metrics::kind(zone, *kind)).inc();
+        }
+        receiver::Report::Held { kind, keys } => {
+            if !keys.is_empty() {
+                warn!(zone, type_url = %kind, resources = ?keys, "the global's first set lacks resources that it had; their removal is held");
+            }
+            metrics.held.get_or_create(&Metrics::kind(zone, *kind)).set(i64::try_from(keys.len()).unwrap_or(i64::MAX));
+        }
+        receiver::Report::Rewritten(_) => {}
+    }
+}
+
+/// Stores a batch of the global as one changeset, with the global's revision.
+struct ToStore {
+    sink: Arc<dyn Sink>,
+    source: Source,
+    stages: Stages,
+    zone: ZoneName,
+}
+
+impl Applier for ToStore {
+    fn apply(&self, batch: Box<Batch>) -> BoxFuture<'static, Result<Vec<(ResourceKey, String)>, String>> {
+        let (sink, source, stages, zone) = (self.sink.clone(), self.source.clone(), self.stages.clone(), self.zone.clone());
+        Box::pin(async move {
+            let mut refused = Vec::new();
+            if let Some(set) = batch.changeset(shell::request_id(), Timestamp::now(), "global") {
+                let (ops, global) = (set.ops.clone(), set.global);
+                let applied = shell::propose(sink.as_ref(), set).await.map_err(|err| err.to_string())?;
+                refused = shell::refused(&ops, &applied);
+                if let Some(at) = global {
+                    stages.record(STORED, &at.history.to_string(), at.revision, zone.as_str());
+                }
+            }
+            source.observed().apply(Timestamp::now(), batch.observations);
+            Ok(refused)
+        })
+    }
+}
+
+/// Calls `stored` after each batch.
+struct Reporting<F> {
+    inner: ToStore,
+    stored: Arc<parking_lot::Mutex<F>>,
+}
+
+impl<F: FnMut() + Send + 'static> Applier for Reporting<F> {
+    fn apply(&self, batch: Box<Batch>) -> BoxFuture<'static, Result<Vec<(ResourceKey, String)>, String>> {
+        let (apply, stored) = (self.inner.apply(batch), self.stored.clone());
+        Box::pin(async move {
+            let result = apply.await;
+            if result.is_ok() {
+                (stored.lock())();
+            }
+            result
+        })
+    }
+}
+
+/// The zone's own content, mapped as it changes. The distributor outlives the connection.
+struct OwnContent<'a> {
+    source: Source,
+    distributor: &'a parking_lot::Mutex<Distributor>,
+    started: bool,
+}
+
+impl Contents for OwnContent<'_> {
+    async fn next(&mut self) -> Option<Distribution> {
+        if self.started && !self.source.changed().await {
+            return None;
+        }
+        self.started = true;
+        let catalog = self.source.catalog();
+        Some(self.distributor.lock().update(catalog))
+    }
+}
+
+/// ZoneToGlobalSync: the global asks, we send.
+async fn up(session: &Session<'_>) -> String {
+    let client = session.client;
+    let (tx, rx) = mpsc::channel(shell::OUTBOUND_QUEUE);
+    let response = match session.sync().zone_to_global_sync(session.request(ReceiverStream::new(rx))).await {
+        Ok(response) => response,
+        Err(status) => return status_text(&status),
+    };
+    let zone = client.config.zone.as_str();
+    let sender = Sender::new(sender::Config {
+        identifier: zone.to_owned(),
+        recipient: Recipient::default(),
+        kinds: kinds::ALL.iter().copied().filter(|k| k.descriptor().flags.zone_to_global()).collect(),
+        // The global has no use for revisions of ours of which nothing concerns it.
+        announce_idle: false,
+    });
+    let metrics = &client.parts.metrics;
+    let observe = |report: sender::Report| match report {
+        sender::Report::Sent { kind, resources } => {
+            metrics.resources_sent.get_or_create(&Metrics::kind(zone, kind)).inc_by(resources as u64);
+        }
+        sender::Report::Nacked { kind, names, text } => {
+            warn!(zone, type_url = %kind, resources = ?names, error = text, "the global refused resources");
+            metrics.nacks.get_or_create(&Metrics::kind(zone, kind)).inc();
+        }
+        sender::Report::Acked { .. } | sender::Report::SentUpTo(_) | sender::Report::StoredUpTo(_) => {}
+        sender::Report::Unknown { type_url } => tracing::debug!(type_url, "the global asks for a type that is not synced here"),
+    };
+    let contents = OwnContent { source: client.parts.source.clone(), distributor: &client.distributor, started: false };
+    let _active = Active::new(metrics, zone);
+    let end = shell::run_sender(sender, Vec::new(), response.into_inner(), contents, tx, |m| m, observe, std::future::pending()).await;
+    text(&end)
+}
+
+/// Counts a connection while it lasts.
+struct Active<'a>(&'a Metrics, &'a str);
+
+impl<'a> Active<'a> {
+    fn new(metrics: &'a Metrics, zone: &'a str) -> Self {
+        metrics.active.get_or_create(&Metrics::zone(zone)).inc();
+        Self(metrics, zone)
+    }
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        self.0.active.get_or_create(&Metrics::zone(self.1)).dec();
+    }
+}
+
+/// Calls HealthCheck at once, then at the global's interval.
+async fn health(session: &Session<'_>) -> String {
+    loop {
+        let answered = within(HEALTH_CHECK_TIMEOUT, session.global().health_check(session.request(ZoneHealthCheckRequest {}))).await;
+        let interval = match answered {
+            Ok(Ok(response)) => response.into_inner().interval,
+            Ok(Err(status)) if status.code() == Code::Unimplemented => return std::future::pending().await,
+            Ok(Err(status)) => return status_text(&status),
+            Err(late) => return late.to_string(),
+        };
+        let asked = interval.and_then(|i| Duration::try_from(i).ok()).filter(|i| !i.is_zero());
+        let interval = asked.map_or(HEALTH_CHECK, |i| i.clamp(HEALTH_CHECK_BOUNDS.0, HEALTH_CHECK_BOUNDS.1));
+        Deadline::after(interval).passed().await;
+    }
+}

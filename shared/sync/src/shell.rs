@@ -1,0 +1,276 @@
+//! The loops around the state machines, the same at both ends: they move messages, wait, and store; they decide nothing.
+//! In: a machine, the peer's messages, content or a place to store. Out: messages in a bounded queue, what was observed, why it ended.
+//! Invariant: a peer that does not read its messages makes us wait, never queue: newer content is taken up only when the last was sent.
+
+use std::{collections::VecDeque, future::Future, pin::pin, time::Duration};
+
+use futures::{Stream, StreamExt, future::BoxFuture};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+use ursa_model::{ResourceKey, Timestamp};
+use ursa_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use ursa_runtime::{
+    backoff::Backoff,
+    lease::{Deadline, within},
+};
+use ursa_state::{Applied, Changeset, Mode, Op, OpResult, RequestId};
+
+use crate::{
+    distribution::Distribution,
+    ports::{Sink, SinkError, Source},
+    receiver::{self, Batch, Close, Receiver},
+    sender::{self, Sender},
+};
+
+/// Messages handed to the transport and not yet written.
+pub(crate) const OUTBOUND_QUEUE: usize = 64;
+/// First and longest wait before a refused resource is sent again.
+const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
+/// First and longest wait before a changeset is proposed again.
+const PROPOSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// One proposal's longest time: then its outcome is unknown and it is proposed again under the same id.
+const PROPOSE_ONCE: Duration = Duration::from_secs(10);
+/// Longest time without a store until the stream ends.
+const PROPOSE_ALL: Duration = Duration::from_secs(30);
+/// Longest wait for a read barrier.
+const BARRIER: Duration = Duration::from_secs(10);
+
+/// Why a loop ended.
+#[derive(Clone, Debug)]
+pub(crate) enum End {
+    Cancelled,
+    /// The peer closed its side, or no longer takes messages.
+    PeerClosed,
+    /// The transport, or the peer, says why.
+    Transport(Status),
+    Closed(Close),
+    /// Our own store is gone: the process is stopping.
+    SourceGone,
+}
+
+impl End {
+    /// What the peer is told. Never OK: a Kuma zone takes that for the peaceful end of a direction and does not come back.
+    pub(crate) fn status(&self) -> Status {
+        match self {
+            Self::Cancelled | Self::SourceGone => Status::unavailable("the control plane is shutting down"),
+            Self::PeerClosed => Status::cancelled("the peer closed the stream"),
+            Self::Transport(status) if status.code() == tonic::Code::Ok => Status::cancelled("the peer closed the stream"),
+            Self::Transport(status) => Status::new(status.code(), status.message()),
+            Self::Closed(close @ Close::Protocol(_)) => Status::invalid_argument(close.to_string()),
+            Self::Closed(close @ Close::Store(_)) => Status::unavailable(close.to_string()),
+        }
+    }
+}
+
+/// Where content comes from: the first call gives what there is, later ones wait for something newer. Cancel-safe.
+pub(crate) trait Contents: Send {
+    fn next(&mut self) -> impl Future<Output = Option<Distribution>> + Send;
+}
+
+enum Item {
+    Message(DeltaDiscoveryResponse),
+    /// Everything before it went out.
+    Report(sender::Report),
+}
+
+/// Runs a [`Sender`] until its stream ends. `first` are requests that were read already.
+pub(crate) async fn run_sender<T: Send>(
+    mut sender: Sender,
+    first: Vec<DeltaDiscoveryRequest>,
+    inbound: impl Stream<Item = Result<DeltaDiscoveryRequest, Status>> + Send,
+    mut contents: impl Contents,
+    outbound: mpsc::Sender<T>,
+    wrap: fn(DeltaDiscoveryResponse) -> T,
+    mut observe: impl FnMut(sender::Report) + Send,
+    stop: impl Future<Output = ()> + Send,
+) -> End {
+    let mut inbound = pin!(inbound);
+    let mut stop = pin!(stop);
+    let mut queue: VecDeque<Item> = VecDeque::new();
+    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    let mut retry: Option<Deadline> = None;
+    let mut events: VecDeque<sender::Event> = first.into_iter().map(sender::Event::Request).collect();
+    loop {
+        for event in events.drain(..) {
+            for action in sender.handle(event) {
+                match action {
+                    sender::Action::Send(message) => queue.push_back(Item::Message(message)),
+                    sender::Action::Report(report @ (sender::Report::Sent { .. } | sender::Report::SentUpTo(_))) => {
+                        queue.push_back(Item::Report(report));
+                    }
+                    sender::Action::Report(report) => observe(report),
+                }
+            }
+        }
+        match (sender.wants_retry(), &retry) {
+            (true, None) => retry = Some(Deadline::after(backoff.next_delay())),
+            (false, Some(_)) if sender.refused().next().is_none() => {
+                retry = None;
+                backoff.reset();
+            }
+            _ => {}
+        }
+        while let Some(Item::Report(_)) = queue.front() {
+            if let Some(Item::Report(report)) = queue.pop_front() {
+                observe(report);
+            }
+        }
+        tokio::select! {
+            biased;
+            () = &mut stop => return End::Cancelled,
+            permit = outbound.reserve(), if !queue.is_empty() => {
+                let Ok(permit) = permit else { return End::PeerClosed };
+                if let Some(Item::Message(message)) = queue.pop_front() {
+                    permit.send(wrap(message));
+                }
+            }
+            request = inbound.next() => match request {
+                Some(Ok(request)) => events.push_back(sender::Event::Request(request)),
+                Some(Err(status)) => return End::Transport(status),
+                None => return End::PeerClosed,
+            },
+            content = contents.next(), if queue.is_empty() => match content {
+                Some(content) => events.push_back(sender::Event::Content(content)),
+                None => return End::SourceGone,
+            },
+            () = passed(retry), if retry.is_some() => {
+                retry = None;
+                events.push_back(sender::Event::Retry);
+            }
+        }
+    }
+}
+
+async fn passed(deadline: Option<Deadline>) {
+    match deadline {
+        Some(deadline) => deadline.passed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Stores batches. The error ends the stream.
+pub(crate) trait Applier: Send {
+    fn apply(&self, batch: Box<Batch>) -> BoxFuture<'static, Result<Vec<(ResourceKey, String)>, String>>;
+}
+
+/// Runs a [`Receiver`] until its stream ends. `opening` are the messages that open it; `None` lets the receiver start itself.
+pub(crate) async fn run_receiver<T: Send>(
+    mut receiver: Receiver,
+    opening: Option<Vec<receiver::Action>>,
+    inbound: impl Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send,
+    source: Source,
+    applier: impl Applier,
+    outbound: mpsc::Sender<T>,
+    wrap: fn(DeltaDiscoveryRequest) -> T,
+    mut observe: impl FnMut(receiver::Report) + Send,
+    stop: impl Future<Output = ()> + Send,
+) -> End {
+    let mut inbound = pin!(inbound);
+    let mut stop = pin!(stop);
+    let mut queue: VecDeque<DeltaDiscoveryRequest> = VecDeque::new();
+    let mut storing: Option<BoxFuture<'static, Result<Vec<(ResourceKey, String)>, String>>> = None;
+    let mut actions = match opening {
+        Some(actions) => actions,
+        None => receiver.handle(receiver::Event::Start, &source.peek()),
+    };
+    let end = loop {
+        let mut close = None;
+        for action in actions.drain(..) {
+            match action {
+                receiver::Action::Send(message) => queue.push_back(message),
+                receiver::Action::Apply(batch) => storing = Some(applier.apply(batch)),
+                receiver::Action::Report(report) => observe(report),
+                receiver::Action::Close(why) => close = Some(why),
+            }
+        }
+        if let Some(why) = close {
+            break End::Closed(why);
+        }
+        let event = tokio::select! {
+            biased;
+            () = &mut stop => break End::Cancelled,
+            stored = stored(&mut storing), if storing.is_some() => {
+                storing = None;
+                match stored {
+                    Ok(refused) => receiver::Event::Stored { refused },
+                    Err(why) => receiver::Event::Failed(why),
+                }
+            }
+            permit = outbound.reserve(), if !queue.is_empty() => {
+                let Ok(permit) = permit else { break End::PeerClosed };
+                if let Some(message) = queue.pop_front() {
+                    permit.send(wrap(message));
+                }
+                continue;
+            }
+            // ACKs that the peer does not read stop the reading too: the queue is bounded by what was stored.
+            response = inbound.next(), if receiver.has_room() && queue.len() < OUTBOUND_QUEUE => match response {
+                Some(Ok(response)) => receiver::Event::Response(response),
+                Some(Err(status)) => break End::Transport(status),
+                None => break End::PeerClosed,
+            },
+        };
+        actions = receiver.handle(event, &source.peek());
+    };
+    // A batch that was given to the store is seen through: the next stream must find what it did.
+    if let Some(storing) = storing {
+        let _ = storing.await;
+    }
+    end
+}
+
+async fn stored(storing: &mut Option<BoxFuture<'static, Result<Vec<(ResourceKey, String)>, String>>>) -> Result<Vec<(ResourceKey, String)>, String> {
+    match storing {
+        Some(storing) => storing.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// A fresh request id.
+pub(crate) fn request_id() -> RequestId {
+    RequestId(uuid::Uuid::new_v4().as_u128())
+}
+
+/// Proposes until it is known to be stored; the same id makes a repeat harmless.
+pub(crate) async fn propose(sink: &dyn Sink, set: Changeset) -> Result<Applied, SinkError> {
+    let mut backoff = Backoff::new(PROPOSE.0, PROPOSE.1);
+    let deadline = Deadline::after(PROPOSE_ALL);
+    loop {
+        let result = within(PROPOSE_ONCE, sink.apply(set.clone())).await;
+        let why = match result {
+            Ok(Ok(applied)) => return Ok(applied),
+            Ok(Err(err @ SinkError::Refused(_))) => return Err(err),
+            Ok(Err(SinkError::Unavailable(why))) => why,
+            Err(late) => late.to_string(),
+        };
+        if deadline.has_passed() {
+            return Err(SinkError::Unavailable(why));
+        }
+        tracing::debug!(error = %why, "proposing again");
+        backoff.wait(&CancellationToken::new()).await;
+    }
+}
+
+/// A changeset of independent ops, as of now.
+pub(crate) fn changeset(ops: Vec<Op>, actor: &str) -> Changeset {
+    Changeset { id: request_id(), at: Timestamp::now(), mode: Mode::Each, ops, global: None, actor: actor.to_owned() }
+}
+
+/// What the store refused of `ops`.
+pub(crate) fn refused(ops: &[Op], applied: &Applied) -> Vec<(ResourceKey, String)> {
+    let refused = |(op, result): (&Op, &OpResult)| match result {
+        OpResult::Refused(why) => Some((op.key().clone(), why.to_string())),
+        _ => None,
+    };
+    ops.iter().zip(&applied.results).filter_map(refused).collect()
+}
+
+/// Waits for the read barrier.
+pub(crate) async fn barrier(sink: &dyn Sink) -> Result<(), Status> {
+    match within(BARRIER, sink.barrier()).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(err)) => Err(Status::unavailable(err.to_string())),
+        Err(late) => Err(Status::unavailable(format!("the store does not confirm that it is up to date: {late}"))),
+    }
+}

@@ -1,0 +1,146 @@
+//! Endpoints of one port of a service: this zone's proxies, or the ingresses of the service's zone.
+//! Source: dataplane.md 2.4.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ursa_model::{
+    kind::{
+        dataplane::{Dataplane, Inbound},
+        mesh_service::{MeshService, Port, TargetPort},
+    },
+    labels,
+};
+use ursa_policy::Parsed;
+
+use super::plan::{
+    Endpoints, Plan, Socket,
+    endpoint::{Endpoint, Group},
+};
+use crate::world::{MeshWorld, is_local};
+
+/// Tag with the protocol of an inbound.
+const PROTOCOL: &str = "kuma.io/protocol";
+/// Own zone first.
+const LOCAL_PRIORITY: u32 = 0;
+/// All other zones together.
+const REMOTE_PRIORITY: u32 = 1;
+
+/// Endpoints of a port, local or remote.
+pub(super) fn of_service(mesh: &MeshWorld, service: &Parsed<MeshService>, port: &Port, plan: &mut Plan) -> Endpoints {
+    if is_local(&service.resource) {
+        local(mesh, service, port, plan)
+    } else {
+        remote(mesh, service, plan)
+    }
+}
+
+/// Ready inbounds of this zone's proxies that stand for the port.
+pub(super) fn local(mesh: &MeshWorld, service: &Parsed<MeshService>, port: &Port, plan: &mut Plan) -> Endpoints {
+    let target = port.target();
+    // By zone and address, so that each appears once and the order is stable.
+    let mut zones: BTreeMap<String, BTreeMap<Socket, Endpoint>> = BTreeMap::new();
+    for dataplane in mesh.dataplanes.values().filter(|d| selects(&service.spec, d)) {
+        let inbounds = dataplane.spec.networking.inbound.iter();
+        for inbound in inbounds.filter(|i| i.is_ready() && stands_for(i, &target)) {
+            let Some(socket) = inbound_socket(dataplane, inbound) else {
+                plan.warn(unresolved(dataplane));
+                continue;
+            };
+            let mut tags = dataplane.resource.labels.clone();
+            tags.insert(PROTOCOL.into(), inbound.protocol().into());
+            let zone = dataplane.resource.zone().unwrap_or_default().to_owned();
+            zones
+                .entry(zone)
+                .or_default()
+                .entry(socket.clone())
+                .or_insert(Endpoint { socket, weight: 1, tags });
+        }
+    }
+    Endpoints {
+        groups: zones
+            .into_iter()
+            .map(|(zone, all)| Group {
+                zone,
+                priority: LOCAL_PRIORITY,
+                endpoints: all.into_values().collect(),
+            })
+            .collect(),
+    }
+}
+
+/// The addresses of the ingresses of the service's zone.
+fn remote(mesh: &MeshWorld, service: &Parsed<MeshService>, plan: &mut Plan) -> Endpoints {
+    let Some(zone) = service.resource.zone() else {
+        plan.warn(format!("{} is of another zone and does not say which", service.resource.key));
+        return Endpoints::default();
+    };
+    let mut all = BTreeMap::new();
+    for (address, port) in mesh.zone_addresses(zone) {
+        let Some(socket) = socket(address, port) else {
+            plan.warn(format!(
+                "ingress {address}:{port} of zone {zone} is left out: not an IP address and a port"
+            ));
+            continue;
+        };
+        let tags = BTreeMap::from([(labels::ZONE.to_owned(), zone.to_owned())]);
+        all.insert(socket.clone(), Endpoint { socket, weight: 1, tags });
+    }
+    if all.is_empty() {
+        plan.warn(format!(
+            "zone {zone} has no ingress address, so {} has no endpoints",
+            service.resource.key
+        ));
+        return Endpoints::default();
+    }
+    Endpoints {
+        groups: vec![Group {
+            zone: zone.into(),
+            priority: REMOTE_PRIORITY,
+            endpoints: all.into_values().collect(),
+        }],
+    }
+}
+
+/// Whether a service selects a proxy. One that names nothing selects nothing.
+pub fn selects(service: &MeshService, dataplane: &Parsed<Dataplane>) -> bool {
+    if let Some(named) = &service.selector.dataplane_ref {
+        return !named.name.is_empty() && (named.name == dataplane.resource.name() || named.name == dataplane.resource.display_name());
+    }
+    let wanted = service.selector.dataplane_labels.as_ref().map(|s| &s.match_labels);
+    wanted.is_some_and(|wanted| !wanted.is_empty() && dataplane.resource.matches_labels(wanted))
+}
+
+fn stands_for(inbound: &Inbound, target: &TargetPort) -> bool {
+    match target {
+        TargetPort::Number(port) => inbound.port == *port,
+        TargetPort::Name(name) => !name.is_empty() && inbound.name == *name,
+    }
+}
+
+/// Where a proxy takes connections for an inbound. `None` while its address is a name: names are resolved before they get
+/// here, or not at all.
+pub(super) fn inbound_socket(dataplane: &Parsed<Dataplane>, inbound: &Inbound) -> Option<Socket> {
+    let networking = &dataplane.spec.networking;
+    socket(
+        if inbound.address.is_empty() {
+            &networking.address
+        } else {
+            &inbound.address
+        },
+        inbound.port,
+    )
+}
+
+/// An address that Envoy takes: an IP address that is not the wildcard, and a port that is not 0.
+pub(super) fn socket(address: &str, port: u32) -> Option<Socket> {
+    let ip: IpAddr = address.parse().ok()?;
+    let port = u16::try_from(port).ok().filter(|p| *p != 0)?;
+    (!ip.is_unspecified()).then_some(Socket { ip, port })
+}
+
+pub(super) fn unresolved(dataplane: &Parsed<Dataplane>) -> String {
+    format!(
+        "the address {:?} of {} is no IP address",
+        dataplane.spec.networking.address, dataplane.resource.key
+    )
+}

@@ -1,0 +1,119 @@
+//! Listeners of a zone ingress: TLS passes through them unread, and its SNI says to which local service. There is no TLS context,
+//! so the ingress needs no identity and can read nothing. Source: dataplane.md 2.8, demo.md (2), facts.md F11.
+
+use std::collections::BTreeMap;
+
+use ursa_model::{
+    kind::dataplane::{Listener as ModelListener, ListenerType},
+    sni::sni,
+};
+use ursa_policy::TimeoutConf;
+
+use super::{
+    Builder, endpoints, names,
+    plan::{
+        Cluster, Listener, Target,
+        cluster::Members,
+        listener::{Direction, FilterChain, Handler, TcpProxy},
+    },
+};
+use crate::world::is_local;
+
+pub(super) fn build(builder: &mut Builder<'_>) {
+    let listeners = builder
+        .dataplane
+        .spec
+        .networking
+        .listeners
+        .iter()
+        .filter(|l| l.kind == ListenerType::ZoneIngress);
+    for listener in listeners {
+        build_one(builder, listener);
+    }
+}
+
+fn build_one(builder: &mut Builder<'_>, model: &ModelListener) {
+    let networking = &builder.dataplane.spec.networking;
+    let address = if model.address.is_empty() {
+        &networking.address
+    } else {
+        &model.address
+    };
+    let section = model.section();
+    let name = names::zone_ingress(&section);
+    // Without the wildcard check of other sockets: an ingress may listen on all addresses.
+    let socket = match (address.parse(), u16::try_from(model.port)) {
+        (Ok(ip), Ok(port)) if port != 0 => super::Socket { ip, port },
+        _ => {
+            builder.plan.warn(format!(
+                "{name} is left out: {address:?} port {} is no IP address and port",
+                model.port
+            ));
+            return;
+        }
+    };
+    let rules = builder.matched.inbound.get(&section).cloned().unwrap_or_default();
+    let breaker = rules.circuit_breaker().unwrap_or_default();
+    let mut chains = BTreeMap::new();
+    let mesh = builder.mesh;
+    for service in builder.destinations.services().iter().filter(|s| is_local(&s.resource)) {
+        for port in &service.spec.ports {
+            let Some(cluster) = names::destination(&service.resource, &port.section()) else {
+                continue;
+            };
+            let Some(sni) = sni(&service.resource, &port.section()) else {
+                builder
+                    .plan
+                    .warn(format!("{cluster} cannot be reached from other zones: its name cannot be an SNI"));
+                continue;
+            };
+            if chains.contains_key(&sni) {
+                builder
+                    .plan
+                    .warn(format!("{cluster} stands for the oldest of several services or ports"));
+                continue;
+            }
+            let timeout = rules.chain_timeout(&sni).unwrap_or(TimeoutConf::UNTOUCHED_INBOUND);
+            let tcp = TcpProxy {
+                stat_prefix: cluster.clone(),
+                targets: vec![Target {
+                    cluster: cluster.clone(),
+                    weight: 1,
+                }],
+                idle_timeout: Some(timeout.idle),
+                max_connect_attempts: None,
+                permissions: None,
+            };
+            let chain = FilterChain {
+                name: Some(cluster.clone()),
+                server_name: Some(sni.clone()),
+                tls: None,
+                handler: Handler::Tcp(tcp),
+            };
+            chains.insert(sni, chain);
+            let endpoints = endpoints::local(mesh, service, port, &mut builder.plan);
+            builder.plan.endpoints.insert(cluster.clone(), endpoints);
+            builder.plan.clusters.insert(
+                cluster,
+                Cluster {
+                    members: Members::Eds,
+                    connect_timeout: timeout.connect,
+                    http: None,
+                    breaker: breaker.clone(),
+                    tls: None,
+                },
+            );
+        }
+    }
+    if chains.is_empty() {
+        return;
+    }
+    let listener = Listener {
+        sockets: vec![socket],
+        direction: Direction::Unspecified,
+        tls_inspector: true,
+        chains: chains.into_values().collect(),
+        tags: builder.dataplane.resource.labels.clone(),
+    };
+    builder.listen(&name, listener);
+}

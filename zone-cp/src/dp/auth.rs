@@ -1,0 +1,115 @@
+//! Who may be a proxy: dataplane tokens, checked against the signing keys of the Dataplane's mesh. Pure over a view.
+//! Source: Kuma, `pkg/xds/auth/universal/authenticator.go` (dataplane.md 1.6, api.md 4.3).
+
+use time::OffsetDateTime;
+use ursa_model::{
+    Kind, Resource, ResourceKey,
+    kind::{dataplane::Dataplane, secret::Secret},
+    labels,
+};
+use ursa_pki::token::{self, DataplaneClaims, KeySet, Revocations, VerifyingKey};
+use ursa_policy::Parsed;
+use ursa_state::View;
+
+use crate::{
+    derive::identity,
+    world::{MeshWorld, ProxyId},
+};
+
+/// Why a proxy is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Denied {
+    #[error("a dataplane token is required (metadata `authorization`)")]
+    NoToken,
+    #[error("dataplane token refused: {0}")]
+    Token(#[from] token::Error),
+    #[error("mesh {0:?} has no dataplane token signing key")]
+    NoKey(String),
+    #[error("the token is for {claim} {token:?}, the proxy is {proxy:?}")]
+    Mismatch { claim: &'static str, token: String, proxy: String },
+    #[error("the token requires label {key} to be one of {allowed:?}, the Dataplane has {have:?}")]
+    Tag { key: String, allowed: Vec<String>, have: Option<String> },
+    #[error("the token is not bound to a workload, but MeshIdentity {identity} derives the proxy's SPIFFE ID from label kuma.io/workload; generate the token with --workload {workload}")]
+    Unbound { identity: String, workload: String },
+    #[error("the Dataplane has no label kuma.io/workload, which the SPIFFE ID of MeshIdentity {identity} is made of")]
+    NoWorkload { identity: String },
+}
+
+/// Keys that sign dataplane tokens of a mesh: `dataplane-token-signing-key-<mesh>-<n>`, the number being the key id.
+pub fn keys(view: &View, mesh: &str) -> KeySet {
+    let prefix = format!("dataplane-token-signing-key-{mesh}");
+    let mut keys = KeySet::new();
+    for secret in view.list_in(Kind::Secret, mesh) {
+        let Some(rest) = secret.name().strip_prefix(&prefix) else { continue };
+        let id = match rest.strip_prefix('-') {
+            Some(n) if !n.is_empty() && n.bytes().all(|c| c.is_ascii_digit()) => n,
+            None if rest.is_empty() => "0",
+            _ => continue,
+        };
+        if let Some(key) = secret.spec::<Secret>().ok().and_then(|s| s.bytes()).and_then(|pem| VerifyingKey::parse(&pem).ok()) {
+            keys.insert(id, key);
+        }
+    }
+    keys
+}
+
+/// Revoked token ids: kept in a Secret of the mesh, and in practice also in a GlobalSecret of the same name (api.md 4.3).
+pub fn revocations(view: &View, mesh: &str) -> Revocations {
+    let name = format!("dataplane-token-revocations-{mesh}");
+    let mut all = Revocations::new();
+    for key in [ResourceKey::new(Kind::Secret, mesh, &name), ResourceKey::new(Kind::GlobalSecret, "", &name)].into_iter().flatten() {
+        if let Some(list) = view.get(&key).and_then(|s| s.spec::<Secret>().ok()).and_then(|s| s.text()) {
+            all.extend(&Revocations::parse(&list));
+        }
+    }
+    all
+}
+
+/// Checks a proxy's token against its identity and its Dataplane. Called once per stream.
+pub fn authenticate(
+    view: &View,
+    mesh: Option<&MeshWorld>,
+    proxy: &ProxyId,
+    dataplane: &Parsed<Dataplane>,
+    token: Option<&str>,
+    now: OffsetDateTime,
+) -> Result<(), Denied> {
+    let token = token.map(|t| t.strip_prefix("Bearer ").unwrap_or(t).trim()).filter(|t| !t.is_empty()).ok_or(Denied::NoToken)?;
+    let keys = keys(view, &proxy.mesh);
+    if keys.is_empty() {
+        return Err(Denied::NoKey(proxy.mesh.to_string()));
+    }
+    let claims: DataplaneClaims = token::validate(token, &keys, &revocations(view, &proxy.mesh), now)?.claims;
+    check_claims(&claims, mesh, proxy, dataplane)
+}
+
+fn check_claims(claims: &DataplaneClaims, mesh: Option<&MeshWorld>, proxy: &ProxyId, dataplane: &Parsed<Dataplane>) -> Result<(), Denied> {
+    let resource: &Resource = &dataplane.resource;
+    for (claim, token, proxy) in [("name", &claims.name, &proxy.name), ("mesh", &claims.mesh, &proxy.mesh)] {
+        if !token.is_empty() && token.as_str() != proxy.as_ref() {
+            return Err(Denied::Mismatch { claim, token: token.clone(), proxy: proxy.to_string() });
+        }
+    }
+    for (key, allowed) in &claims.tags {
+        let have = resource.label(key);
+        if !have.is_some_and(|have| allowed.iter().any(|a| a == have)) {
+            return Err(Denied::Tag { key: key.clone(), allowed: allowed.clone(), have: have.map(str::to_owned) });
+        }
+    }
+    let workload = resource.label(labels::WORKLOAD);
+    if !claims.workload.is_empty() && workload != Some(claims.workload.as_str()) {
+        return Err(Denied::Mismatch { claim: "workload", token: claims.workload.clone(), proxy: workload.unwrap_or_default().to_owned() });
+    }
+    let chosen = mesh.and_then(|m| identity::of_proxy(m, dataplane).first().copied().cloned());
+    if let Some(identity) = chosen.filter(|i| identity::uses_workload(&i.spec)) {
+        let identity_name = identity.resource.display_name().to_owned();
+        match workload {
+            None => return Err(Denied::NoWorkload { identity: identity_name }),
+            Some(workload) if claims.workload.is_empty() => {
+                return Err(Denied::Unbound { identity: identity_name, workload: workload.to_owned() });
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}

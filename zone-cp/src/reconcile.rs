@@ -1,0 +1,163 @@
+//! Turns each revision of the zone's store into the [`World`] that proxies are configured from, and derives what follows from it.
+//! In: the store's views, who is connected, the renewal of certificates. Out: `watch<Arc<World>>`, and changesets of derived
+//! resources. Invariant: the world is published before anything is proposed, so a change is never held up by what follows from it.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use ursa_model::{Kind, Timestamp, ZoneName, labels};
+use ursa_pki::ca::CertificateAuthority;
+use ursa_runtime::{backoff::Backoff, lease::Deadline};
+use ursa_state::{Applied, Changeset, Op, RequestId, View};
+
+use crate::{
+    connections::{Connected, Connections},
+    derive::{addresses, services, trust},
+    issuer::Issuer,
+    world::{ProxyId, World},
+};
+
+/// Value of label [`LIFECYCLE`]: the Dataplane came with its proxy's connection and goes with its lease.
+pub const BY_PROXY: &str = "proxy";
+/// Who decides over the life of a Dataplane.
+pub const LIFECYCLE: &str = "ursa.io/lifecycle";
+/// How long a Dataplane outlives its proxy's connection, and this process' start: a restart of the control plane or of the
+/// network must never shrink an endpoint list.
+pub const LEASE: Duration = Duration::from_secs(60);
+/// How often services in their grace are looked at. Off the path of any change.
+const GRACE_CHECK: Duration = Duration::from_secs(60);
+
+/// Stores a changeset of derived resources.
+pub trait Propose: Send + Sync + 'static {
+    fn propose(&self, set: Changeset) -> BoxFuture<'static, Result<Applied, String>>;
+}
+
+/// See the module's text.
+pub struct Reconciler {
+    pub zone: ZoneName,
+    pub views: watch::Receiver<View>,
+    pub connections: Connections,
+    pub store: Arc<dyn Propose>,
+    pub worlds: watch::Sender<Arc<World>>,
+}
+
+/// When a proxy that is not connected loses its Dataplane.
+#[derive(Default)]
+struct Leases(BTreeMap<ProxyId, Deadline>);
+
+impl Reconciler {
+    pub async fn run(mut self, cancel: CancellationToken) {
+        let mut issuer = Issuer::default();
+        let mut leases = Leases::default();
+        let mut connected = self.connections.subscribe();
+        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
+        let mut known_problems: Vec<String> = Vec::new();
+        loop {
+            let view = self.views.borrow_and_update().clone();
+            let now_connected = connected.borrow_and_update().clone();
+            let mut problems = Vec::new();
+            let mut world = self.worlds.borrow().next(&view, issuer.svids(), &mut problems);
+            issuer.update(&world, &view, now_connected.keys(), OffsetDateTime::now_utc(), &mut problems);
+            world.svids = issuer.svids();
+            let world = Arc::new(world);
+            self.worlds.send_replace(world.clone());
+
+            let mut ops = derive(&world, &view, &now_connected, Timestamp::now(), &mut problems);
+            ops.extend(leases.expired(&view, &now_connected));
+            problems.sort();
+            problems.dedup();
+            if problems != known_problems {
+                for problem in problems.iter().filter(|p| !known_problems.contains(p)) {
+                    warn!(zone = %self.zone, "{problem}");
+                }
+                known_problems = problems;
+            }
+            let failed = !ops.is_empty() && !self.store_derived(ops).await;
+            if !failed {
+                backoff.reset();
+            }
+            let renewal = issuer.next_renewal(OffsetDateTime::now_utc()).unwrap_or(GRACE_CHECK).min(GRACE_CHECK);
+            let wake = Deadline::after(leases.next().map_or(renewal, |l| l.min(renewal)));
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                _ = backoff.wait(&cancel), if failed => {}
+                () = wake.passed() => {}
+                changed = self.views.changed() => if changed.is_err() { return },
+                changed = connected.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    async fn store_derived(&self, ops: Vec<Op>) -> bool {
+        let count = ops.len();
+        let set = Changeset::each(RequestId(rand::random()), Timestamp::now(), ops);
+        match self.store.propose(set).await {
+            Ok(applied) => {
+                info!(zone = %self.zone, revision = applied.revision, ops = count, "derived resources stored");
+                true
+            }
+            Err(error) => {
+                warn!(zone = %self.zone, %error, "derived resources could not be stored, trying again");
+                false
+            }
+        }
+    }
+}
+
+/// Ops that bring everything derived to what the world says; empty at the fixed point.
+pub fn derive(world: &World, view: &View, connected: &Connected, now: Timestamp, problems: &mut Vec<String>) -> Vec<Op> {
+    let advertised = connected.iter().filter_map(|(p, c)| c.advertised.clone().map(|a| (p.clone(), a))).collect();
+    let mut ops = Vec::new();
+    for mesh in world.meshes.values() {
+        for missing in trust::missing(world, mesh, view, problems) {
+            match CertificateAuthority::generate(&missing.trust_domain, OffsetDateTime::now_utc()) {
+                Ok(ca) => {
+                    info!(mesh = %mesh.mesh, identity = missing.identity.resource.name(), trust_domain = %missing.trust_domain, "certificate authority made");
+                    ops.extend(trust::store_ca(world, missing.identity, &ca));
+                    ops.extend(trust::publish(world, mesh, missing.identity, &ca));
+                }
+                Err(err) => problems.push(format!("{}: cannot make a CA: {err}", missing.identity.resource.key)),
+            }
+        }
+        for identity in &mesh.identities {
+            if let Some(ca) = trust::stored_ca(view, identity) {
+                ops.extend(trust::publish(world, mesh, identity, &ca));
+            }
+        }
+        ops.extend(services::wanted(world, mesh, now, problems));
+        ops.extend(addresses::wanted(world, mesh, view, &advertised, problems));
+    }
+    ops
+}
+
+impl Leases {
+    /// Deletes of Dataplanes whose proxy has been away for a whole lease. A proxy that is seen away for the first time (also
+    /// after a start) gets a whole lease.
+    fn expired(&mut self, view: &View, connected: &Connected) -> Vec<Op> {
+        let mut away = BTreeMap::new();
+        let mut ops = Vec::new();
+        for dataplane in view.list(Kind::Dataplane).filter(|d| d.label(LIFECYCLE) == Some(BY_PROXY) && d.label(labels::ZONE).is_some()) {
+            let proxy = ProxyId::new(dataplane.mesh(), dataplane.name());
+            if connected.contains_key(&proxy) {
+                continue;
+            }
+            let deadline = self.0.remove(&proxy).unwrap_or_else(|| Deadline::after(LEASE));
+            if deadline.has_passed() {
+                info!(%proxy, "its proxy has been away for {LEASE:?}, the Dataplane is removed");
+                ops.push(Op::delete(dataplane.key.clone()));
+            }
+            away.insert(proxy, deadline);
+        }
+        self.0 = away;
+        ops
+    }
+
+    fn next(&self) -> Option<Duration> {
+        self.0.values().filter(|d| !d.has_passed()).map(Deadline::remaining).min()
+    }
+}
