@@ -30,7 +30,14 @@ pub struct XdsMetrics {
 }
 
 impl XdsMetrics {
+    /// Registers all of them. Counters show as zero from the start: a missing one cannot be told from one that is not counted.
     pub fn register(&self, registry: &mut Registry) {
+        for kind in XdsType::ALL {
+            let label = TypeLabel { type_url: kind.type_url() };
+            for family in [&self.responses, &self.acks, &self.nacks] {
+                let _ = family.get_or_create(&label);
+            }
+        }
         registry.register("xds_responses_sent", "Responses sent to Envoys", self.responses.clone());
         registry.register("xds_acks", "Responses accepted by Envoys", self.acks.clone());
         registry.register("xds_nacks", "Responses refused by Envoys", self.nacks.clone());

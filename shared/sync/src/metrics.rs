@@ -60,6 +60,14 @@ impl Metrics {
         registry.register("kds_reconnects", "Connections to a global that ended", self.reconnects.clone());
     }
 
+    /// Makes a zone's refusals show as zero before there are any: a counter that is missing cannot be told from one that is not
+    /// counted.
+    pub(crate) fn announce(&self, zone: &str) {
+        for kind in ursa_model::kind::ALL.iter().filter(|k| k.descriptor().flags.requested_by_zone() || k.descriptor().flags.zone_to_global()) {
+            let _ = self.nacks.get_or_create(&Self::kind(zone, *kind));
+        }
+    }
+
     pub(crate) fn zone(name: &str) -> ZoneLabel {
         ZoneLabel { zone_name: name.to_owned() }
     }

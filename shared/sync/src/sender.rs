@@ -202,7 +202,7 @@ impl Sender {
             && let Some(position) = progress.in_flight.iter().position(|(n, _)| *n == nonce)
         {
             // Answers come in order: a later one answers the earlier ones too.
-            let answered = progress.in_flight.drain(..=position).last();
+            let answered = progress.in_flight.drain(..=position).next_back();
             if let (Some((_, revision)), None) = (answered, &request.error_detail) {
                 out.push(Action::Report(Report::StoredUpTo(revision)));
             }
@@ -339,13 +339,11 @@ impl Sender {
     }
 }
 
+/// Upserts, and names that are removed.
+type Delta = (Vec<Arc<Entry>>, Vec<Arc<str>>);
+
 /// What the next response of a type holds; `None` when there is nothing to say. Marks it as sent.
-fn next_response(
-    recipient: &Recipient,
-    kind: Kind,
-    state: &mut TypeState,
-    content: &Distribution,
-) -> Option<(Vec<Arc<Entry>>, Vec<Arc<str>>)> {
+fn next_response(recipient: &Recipient, kind: Kind, state: &mut TypeState, content: &Distribution) -> Option<Delta> {
     let visible = |d: &Distribution, name: &Arc<str>| d.get(&(kind, name.clone())).filter(|e| recipient.sees(e)).cloned();
     let Some(sent) = state.sent.replace(content.clone()) else {
         let all = content.of_kind(kind).filter(|(_, e)| recipient.sees(e)).map(|(_, e)| e.clone()).collect();

@@ -14,11 +14,11 @@ use ursa_runtime::{
     backoff::Backoff,
     lease::{Deadline, within},
 };
-use ursa_state::{Applied, Changeset, Mode, Op, OpResult, RequestId};
+use ursa_state::{Applied, Catalog, Changeset, Mode, Op, OpResult, RequestId};
 
 use crate::{
     distribution::Distribution,
-    ports::{Sink, SinkError, Source},
+    ports::{Sink, SinkError},
     receiver::{self, Batch, Close, Receiver},
     sender::{self, Sender},
 };
@@ -68,6 +68,12 @@ pub(crate) trait Contents: Send {
     fn next(&mut self) -> impl Future<Output = Option<Distribution>> + Send;
 }
 
+/// Where messages go: a bounded queue that the transport empties, and the form it wants them in.
+pub(crate) struct Wire<M, T> {
+    pub(crate) outbound: mpsc::Sender<T>,
+    pub(crate) wrap: fn(M) -> T,
+}
+
 enum Item {
     Message(DeltaDiscoveryResponse),
     /// Everything before it went out.
@@ -80,8 +86,7 @@ pub(crate) async fn run_sender<T: Send>(
     first: Vec<DeltaDiscoveryRequest>,
     inbound: impl Stream<Item = Result<DeltaDiscoveryRequest, Status>> + Send,
     mut contents: impl Contents,
-    outbound: mpsc::Sender<T>,
-    wrap: fn(DeltaDiscoveryResponse) -> T,
+    wire: Wire<DeltaDiscoveryResponse, T>,
     mut observe: impl FnMut(sender::Report) + Send,
     stop: impl Future<Output = ()> + Send,
 ) -> End {
@@ -119,10 +124,10 @@ pub(crate) async fn run_sender<T: Send>(
         tokio::select! {
             biased;
             () = &mut stop => return End::Cancelled,
-            permit = outbound.reserve(), if !queue.is_empty() => {
+            permit = wire.outbound.reserve(), if !queue.is_empty() => {
                 let Ok(permit) = permit else { return End::PeerClosed };
                 if let Some(Item::Message(message)) = queue.pop_front() {
-                    permit.send(wrap(message));
+                    permit.send((wire.wrap)(message));
                 }
             }
             request = inbound.next() => match request {
@@ -149,9 +154,14 @@ async fn passed(deadline: Option<Deadline>) {
     }
 }
 
-/// Stores batches. The error ends the stream.
+/// What the store refused of a batch, or why nothing more can be stored, which ends the stream.
+pub(crate) type Outcome = Result<Vec<(ResourceKey, String)>, String>;
+
+/// Stores batches.
 pub(crate) trait Applier: Send {
-    fn apply(&self, batch: Box<Batch>) -> BoxFuture<'static, Result<Vec<(ResourceKey, String)>, String>>;
+    /// The newest picture of the store; contains every batch whose outcome is known.
+    fn catalog(&self) -> Catalog;
+    fn apply(&self, batch: Box<Batch>) -> BoxFuture<'static, Outcome>;
 }
 
 /// Runs a [`Receiver`] until its stream ends. `opening` are the messages that open it; `None` lets the receiver start itself.
@@ -159,20 +169,18 @@ pub(crate) async fn run_receiver<T: Send>(
     mut receiver: Receiver,
     opening: Option<Vec<receiver::Action>>,
     inbound: impl Stream<Item = Result<DeltaDiscoveryResponse, Status>> + Send,
-    source: Source,
     applier: impl Applier,
-    outbound: mpsc::Sender<T>,
-    wrap: fn(DeltaDiscoveryRequest) -> T,
+    wire: Wire<DeltaDiscoveryRequest, T>,
     mut observe: impl FnMut(receiver::Report) + Send,
     stop: impl Future<Output = ()> + Send,
 ) -> End {
     let mut inbound = pin!(inbound);
     let mut stop = pin!(stop);
     let mut queue: VecDeque<DeltaDiscoveryRequest> = VecDeque::new();
-    let mut storing: Option<BoxFuture<'static, Result<Vec<(ResourceKey, String)>, String>>> = None;
+    let mut storing: Option<BoxFuture<'static, Outcome>> = None;
     let mut actions = match opening {
         Some(actions) => actions,
-        None => receiver.handle(receiver::Event::Start, &source.peek()),
+        None => receiver.handle(receiver::Event::Start, &applier.catalog()),
     };
     let end = loop {
         let mut close = None;
@@ -197,10 +205,10 @@ pub(crate) async fn run_receiver<T: Send>(
                     Err(why) => receiver::Event::Failed(why),
                 }
             }
-            permit = outbound.reserve(), if !queue.is_empty() => {
+            permit = wire.outbound.reserve(), if !queue.is_empty() => {
                 let Ok(permit) = permit else { break End::PeerClosed };
                 if let Some(message) = queue.pop_front() {
-                    permit.send(wrap(message));
+                    permit.send((wire.wrap)(message));
                 }
                 continue;
             }
@@ -211,7 +219,7 @@ pub(crate) async fn run_receiver<T: Send>(
                 None => break End::PeerClosed,
             },
         };
-        actions = receiver.handle(event, &source.peek());
+        actions = receiver.handle(event, &applier.catalog());
     };
     // A batch that was given to the store is seen through: the next stream must find what it did.
     if let Some(storing) = storing {
@@ -220,7 +228,7 @@ pub(crate) async fn run_receiver<T: Send>(
     end
 }
 
-async fn stored(storing: &mut Option<BoxFuture<'static, Result<Vec<(ResourceKey, String)>, String>>>) -> Result<Vec<(ResourceKey, String)>, String> {
+async fn stored(storing: &mut Option<BoxFuture<'static, Outcome>>) -> Outcome {
     match storing {
         Some(storing) => storing.await,
         None => std::future::pending().await,
@@ -232,8 +240,8 @@ pub(crate) fn request_id() -> RequestId {
     RequestId(uuid::Uuid::new_v4().as_u128())
 }
 
-/// Proposes until it is known to be stored; the same id makes a repeat harmless.
-pub(crate) async fn propose(sink: &dyn Sink, set: Changeset) -> Result<Applied, SinkError> {
+/// Proposes until it is known to be stored; the same id makes a repeat harmless. Cancellation ends it after the running attempt.
+pub(crate) async fn propose(sink: &dyn Sink, set: Changeset, cancel: &CancellationToken) -> Result<Applied, SinkError> {
     let mut backoff = Backoff::new(PROPOSE.0, PROPOSE.1);
     let deadline = Deadline::after(PROPOSE_ALL);
     loop {
@@ -244,11 +252,10 @@ pub(crate) async fn propose(sink: &dyn Sink, set: Changeset) -> Result<Applied, 
             Ok(Err(SinkError::Unavailable(why))) => why,
             Err(late) => late.to_string(),
         };
-        if deadline.has_passed() {
+        if deadline.has_passed() || !backoff.wait(cancel).await {
             return Err(SinkError::Unavailable(why));
         }
         tracing::debug!(error = %why, "proposing again");
-        backoff.wait(&CancellationToken::new()).await;
     }
 }
 

@@ -183,6 +183,8 @@ fn envoy(bootstrap: &Bootstrap, request: &Request, registered: &Registered, host
     if !token.is_null() {
         grpc["initial_metadata"] = json!([token]);
     }
+    // An address is no server name (RFC 6066): servers complain.
+    let server_name = if is_ip { "" } else { host };
     json!({
         "node": {
             "id": proxy.to_string(),
@@ -232,7 +234,7 @@ fn envoy(bootstrap: &Bootstrap, request: &Request, registered: &Registered, host
                     "name": "envoy.transport_sockets.tls",
                     "typed_config": {
                         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-                        "sni": host,
+                        "sni": server_name,
                         "common_tls_context": {
                             "alpn_protocols": ["h2"],
                             // Envoy's client would stop at TLS 1.2 unless told.

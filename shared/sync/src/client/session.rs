@@ -4,12 +4,12 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status, codec::CompressionEncoding, transport::Channel};
 use tracing::warn;
-use ursa_model::{ResourceKey, Timestamp, ZoneName, kind as kinds};
+use ursa_model::{Timestamp, ZoneName, kind as kinds};
 use ursa_proto::kds::{
     ZoneHealthCheckRequest, global_kds_service_client::GlobalKdsServiceClient, kds_sync_service_client::KdsSyncServiceClient,
 };
@@ -18,8 +18,9 @@ use ursa_runtime::{
     lease::{Deadline, within},
     stages::STORED,
 };
+use ursa_state::Catalog;
 
-use super::{KdsClient, admin, metadata};
+use super::{ClientStatus, KdsClient, admin, metadata};
 use crate::{
     MAX_MESSAGE_BYTES,
     distribution::{Distribution, Distributor},
@@ -29,7 +30,7 @@ use crate::{
     ports::{Sink, Source},
     receiver::{self, Batch, Receiver, Site},
     sender::{self, Sender},
-    shell::{self, Applier, Contents, End},
+    shell::{self, Applier, Contents, End, Outcome, Wire},
 };
 
 /// Room for every initial request, so that they are on their way before the first answer.
@@ -141,7 +142,9 @@ async fn down(session: &Session<'_>, stop: CancellationToken) -> String {
         sink: client.parts.sink.clone(),
         source: client.parts.source.clone(),
         stages: client.parts.stages.clone(),
+        status: client.status.clone(),
         zone: client.config.zone.clone(),
+        cancel: stop.clone(),
     };
     let observe = |report: receiver::Report| {
         observe_down(client, &report);
@@ -149,19 +152,8 @@ async fn down(session: &Session<'_>, stop: CancellationToken) -> String {
             client.flows(session.address, progress);
         }
     };
-    let mut known = client.parts.source.peek().durable.global();
-    let status = client.status.clone();
-    let views = client.parts.source.clone();
-    let report_revision = move || {
-        let global = views.peek().durable.global();
-        if global != known {
-            known = global;
-            status.send_modify(|s| s.global = global);
-        }
-    };
-    let applier = Reporting { inner: applier, stored: Arc::new(parking_lot::Mutex::new(report_revision)) };
-    let end =
-        shell::run_receiver(receiver, Some(opening), response.into_inner(), source, applier, tx, |m| m, observe, stop.cancelled()).await;
+    let wire = Wire { outbound: tx, wrap: |m| m };
+    let end = shell::run_receiver(receiver, Some(opening), response.into_inner(), applier, wire, observe, stop.cancelled()).await;
     text(&end)
 }
 
@@ -186,47 +178,36 @@ fn observe_down(client: &KdsClient, report: &receiver::Report) {
 }
 
 /// Stores a batch of the global as one changeset, with the global's revision.
+#[derive(Clone)]
 struct ToStore {
     sink: Arc<dyn Sink>,
     source: Source,
     stages: Stages,
+    status: watch::Sender<ClientStatus>,
     zone: ZoneName,
+    cancel: CancellationToken,
 }
 
 impl Applier for ToStore {
-    fn apply(&self, batch: Box<Batch>) -> BoxFuture<'static, Result<Vec<(ResourceKey, String)>, String>> {
-        let (sink, source, stages, zone) = (self.sink.clone(), self.source.clone(), self.stages.clone(), self.zone.clone());
+    fn catalog(&self) -> Catalog {
+        self.source.peek()
+    }
+
+    fn apply(&self, batch: Box<Batch>) -> BoxFuture<'static, Outcome> {
+        let this = self.clone();
         Box::pin(async move {
             let mut refused = Vec::new();
             if let Some(set) = batch.changeset(shell::request_id(), Timestamp::now(), "global") {
                 let (ops, global) = (set.ops.clone(), set.global);
-                let applied = shell::propose(sink.as_ref(), set).await.map_err(|err| err.to_string())?;
+                let applied = shell::propose(this.sink.as_ref(), set, &this.cancel).await.map_err(|err| err.to_string())?;
                 refused = shell::refused(&ops, &applied);
                 if let Some(at) = global {
-                    stages.record(STORED, &at.history.to_string(), at.revision, zone.as_str());
+                    this.stages.record(STORED, &at.history.to_string(), at.revision, this.zone.as_str());
+                    this.status.send_modify(|status| status.global = Some(at));
                 }
             }
-            source.observed().apply(Timestamp::now(), batch.observations);
+            this.source.observed().apply(Timestamp::now(), batch.observations);
             Ok(refused)
-        })
-    }
-}
-
-/// Calls `stored` after each batch.
-struct Reporting<F> {
-    inner: ToStore,
-    stored: Arc<parking_lot::Mutex<F>>,
-}
-
-impl<F: FnMut() + Send + 'static> Applier for Reporting<F> {
-    fn apply(&self, batch: Box<Batch>) -> BoxFuture<'static, Result<Vec<(ResourceKey, String)>, String>> {
-        let (apply, stored) = (self.inner.apply(batch), self.stored.clone());
-        Box::pin(async move {
-            let result = apply.await;
-            if result.is_ok() {
-                (stored.lock())();
-            }
-            result
         })
     }
 }
@@ -278,8 +259,10 @@ async fn up(session: &Session<'_>) -> String {
         sender::Report::Unknown { type_url } => tracing::debug!(type_url, "the global asks for a type that is not synced here"),
     };
     let contents = OwnContent { source: client.parts.source.clone(), distributor: &client.distributor, started: false };
+    let wire = Wire { outbound: tx, wrap: |m| m };
+    metrics.announce(zone);
     let _active = Active::new(metrics, zone);
-    let end = shell::run_sender(sender, Vec::new(), response.into_inner(), contents, tx, |m| m, observe, std::future::pending()).await;
+    let end = shell::run_sender(sender, Vec::new(), response.into_inner(), contents, wire, observe, std::future::pending()).await;
     text(&end)
 }
 

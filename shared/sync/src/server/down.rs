@@ -23,7 +23,7 @@ use crate::{
     metrics::Metrics,
     peer::{Features, Peer},
     sender::{Config, Report, Sender},
-    shell::{self, End},
+    shell::{self, End, Wire},
 };
 
 pub(super) async fn run(
@@ -83,8 +83,9 @@ async fn serve(
     let connected = Connected::new(inner, caller, &peer);
     info!(version = peer.version[0], instance = peer.instance, line = ?peer.line(), progress = peer.features.contains(Features::PROGRESS), "the zone is connected");
     let observe = |report: Report| connected.observe(report);
-    let end = shell::run_sender(sender, vec![first], inbound, inner.hub.subscribe(&class), tx, Ok, observe, std::future::pending()).await;
-    end.status()
+    let wire = Wire { outbound: tx, wrap: Ok };
+    let contents = inner.hub.subscribe(&class);
+    shell::run_sender(sender, vec![first], inbound, contents, wire, observe, std::future::pending()).await.status()
 }
 
 /// Makes the Zone on first contact. Racing with another stream is fine.
@@ -97,7 +98,9 @@ pub(super) async fn ensure_zone(inner: &Inner, caller: &Caller) -> Result<(), St
     let spec = serde_json::to_value(Zone { enabled: Some(true) }).map_err(|err| Status::internal(err.to_string()))?;
     let op = Op::Put(Put { key, labels, spec, status: None, owner: None, expect: Expect::Absent });
     info!("first contact: making the Zone");
-    shell::propose(inner.parts.sink.as_ref(), shell::changeset(vec![op], "")).await.map_err(|err| Status::unavailable(err.to_string()))?;
+    let cancel = inner.parts.tasks.cancel_token();
+    let set = shell::changeset(vec![op], "");
+    shell::propose(inner.parts.sink.as_ref(), set, &cancel).await.map_err(|err| Status::unavailable(err.to_string()))?;
     Ok(())
 }
 
@@ -112,6 +115,7 @@ impl<'a> Connected<'a> {
     fn new(inner: &'a Inner, caller: &'a Caller, peer: &Peer) -> Self {
         inner.insights.stream(&caller.zone, Stream::GlobalToZone);
         let subscription = inner.insights.opened(&caller.zone, peer, caller.token);
+        inner.parts.metrics.announce(caller.zone.as_str());
         inner.parts.metrics.active.get_or_create(&Metrics::zone(caller.zone.as_str())).inc();
         Self { inner, caller, subscription }
     }

@@ -8,12 +8,13 @@
 
 use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc, time::Duration};
 
-use futures::{Stream, StreamExt, future::join};
+use futures::{Stream, StreamExt, future::join3};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming, codec::CompressionEncoding, service::Routes};
-use ursa_model::ZoneName;
+use tonic::{Code, Request, Response, Status, Streaming, codec::CompressionEncoding, service::Routes};
+use ursa_model::{Kind, ResourceKey, ZoneName};
 use ursa_proto::{
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
     kds::{
@@ -23,7 +24,7 @@ use ursa_proto::{
         kds_sync_service_server::{KdsSyncService, KdsSyncServiceServer},
     },
 };
-use ursa_runtime::{OnExit, Stages, Tasks};
+use ursa_runtime::{OnExit, Stages, Tasks, lease::Deadline};
 use ursa_state::GlobalRevision;
 
 use crate::{
@@ -46,6 +47,9 @@ use caller::Caller;
 use hub::Hub;
 use insight::Insights;
 use registry::{Registry, StreamKind};
+
+/// How often the lag of zones is measured. Not on the path of a change.
+const LAG_PERIOD: Duration = Duration::from_secs(1);
 
 /// How the server behaves.
 #[derive(Clone, Debug)]
@@ -91,6 +95,9 @@ struct Inner {
     registry: Registry,
     insights: Insights,
     progress: Mutex<BTreeMap<ZoneName, ZoneProgress>>,
+    progressed: Notify,
+    /// Text of the last refusal that was logged.
+    last_denied: Mutex<String>,
 }
 
 impl fmt::Debug for KdsServer {
@@ -103,13 +110,13 @@ impl KdsServer {
     pub fn new(config: ServerConfig, parts: ServerParts) -> Self {
         let hub = Hub::new(parts.source.clone(), parts.metrics.clone());
         let insights = Insights::new(parts.source.observed().clone(), config.instance_id.clone());
-        Self { inner: Arc::new(Inner { config, parts, hub, registry: Registry::default(), insights, progress: Mutex::default() }) }
+        Self { inner: Arc::new(Inner { config, parts, hub, registry: Registry::default(), insights, progress: Mutex::default(), progressed: Notify::new(), last_denied: Mutex::default() }) }
     }
 
     /// Keeps content and ZoneInsights up to date until cancelled. Streams are served only as well as this runs:
     /// `tasks.spawn("kds", OnExit::Shutdown, |cancel| server.clone().run(cancel))`.
     pub async fn run(self, cancel: CancellationToken) {
-        join(self.inner.hub.run(cancel.clone()), self.inner.insights.run(cancel)).await;
+        join3(self.inner.hub.run(cancel.clone()), self.inner.insights.run(cancel.clone()), self.inner.measure_lag(cancel)).await;
     }
 
     /// Both services, for [`ursa_runtime::serve::https`] on the KDS port.
@@ -126,7 +133,7 @@ impl KdsServer {
         Routes::new(sync).add_service(other).into_axum_router()
     }
 
-    /// How far each connected or formerly connected zone is.
+    /// How far each zone is that this process serves or served.
     pub fn progress(&self) -> BTreeMap<ZoneName, ZoneProgress> {
         self.inner.progress.lock().clone()
     }
@@ -140,21 +147,56 @@ impl KdsServer {
 impl Inner {
     fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
         Caller::of(request.metadata(), self.parts.auth.as_ref()).inspect_err(|status| {
-            if matches!(status.code(), tonic::Code::PermissionDenied | tonic::Code::Unauthenticated) {
+            if matches!(status.code(), Code::PermissionDenied | Code::Unauthenticated) {
                 self.parts.metrics.denied.inc();
-                tracing::warn!(error = status.message(), "a zone was refused");
+                // One that keeps trying is told of once.
+                let mut last = self.last_denied.lock();
+                if *last != status.message() {
+                    tracing::warn!(error = status.message(), "a zone was refused");
+                    status.message().clone_into(&mut last);
+                }
             }
         })
     }
 
     fn update_progress(&self, zone: &ZoneName, change: impl FnOnce(&mut ZoneProgress)) {
-        let mut all = self.progress.lock();
-        let progress = all.entry(zone.clone()).or_default();
-        change(progress);
-        let newest = self.parts.source.peek().durable.at_global();
-        if let Some(stored) = progress.stored.filter(|s| s.history == newest.history) {
-            let lag = newest.revision.saturating_sub(stored.revision);
-            self.parts.metrics.lag.get_or_create(&Metrics::zone(zone.as_str())).set(i64::try_from(lag).unwrap_or(i64::MAX));
+        change(self.progress.lock().entry(zone.clone()).or_default());
+        self.progressed.notify_one();
+    }
+
+    /// Keeps the lag metric, at most once per [`LAG_PERIOD`], and forgets zones that were deleted.
+    async fn measure_lag(&self, cancel: CancellationToken) {
+        let mut source = self.parts.source.clone();
+        loop {
+            let catalog = source.catalog();
+            let newest = catalog.durable.at_global();
+            self.progress.lock().retain(|zone, progress| {
+                let label = Metrics::zone(zone.as_str());
+                let known = ResourceKey::new(Kind::Zone, "", zone.as_str()).is_ok_and(|key| catalog.get(&key).is_some());
+                match progress.stored.filter(|s| s.history == newest.history) {
+                    Some(stored) if known => {
+                        let lag = newest.revision.saturating_sub(stored.revision);
+                        self.parts.metrics.lag.get_or_create(&label).set(i64::try_from(lag).unwrap_or(i64::MAX));
+                    }
+                    _ => {
+                        self.parts.metrics.lag.remove(&label);
+                    }
+                }
+                known
+            });
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                () = self.progressed.notified() => {}
+                alive = source.changed() => if !alive { return },
+            }
+            // What changes now is measured once it has had time to arrive.
+            let pause = Deadline::after(LAG_PERIOD);
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                () = pause.passed() => {}
+            }
         }
     }
 }

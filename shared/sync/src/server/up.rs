@@ -12,14 +12,14 @@ use tracing::{Instrument, info_span, warn};
 use ursa_model::{Kind, Resource, ResourceKey, Timestamp, ZoneName, kind as kinds};
 use ursa_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use ursa_runtime::lease::within;
-use ursa_state::{Expect, GlobalRevision, HistoryId, Op, Put};
+use ursa_state::{Catalog, Expect, GlobalRevision, HistoryId, Op, Put};
 
 use super::{Inner, caller::Caller, down, insight::Stream, registry::Claim};
 use crate::{
     metrics::Metrics,
     peer::{Features, Identity},
     receiver::{Batch, Config, Receiver, Report, Site},
-    shell::{self, Applier},
+    shell::{self, Applier, Outcome, Wire},
 };
 
 /// Largest changeset from a zone, in bytes of its log entry: a Raft entry is sent to every node and written by each.
@@ -83,7 +83,6 @@ async fn serve(
         known: stored_history(inner, &caller.zone).map(|history| GlobalRevision { history, revision: 0 }),
     });
     let applier = ToStore { inner: inner.clone(), zone: caller.zone.clone() };
-    let source = inner.parts.source.clone();
     // Replaced or shutting down, the loop first sees through what it had begun to store.
     let stop = async {
         tokio::select! {
@@ -92,7 +91,7 @@ async fn serve(
         }
     };
     let observe = |report: Report| observe(inner, &caller.zone, report);
-    let end = shell::run_receiver(receiver, None, inbound, source, applier, tx, Ok, observe, stop).await;
+    let end = shell::run_receiver(receiver, None, inbound, applier, Wire { outbound: tx, wrap: Ok }, observe, stop).await;
     match end {
         shell::End::Cancelled if claim.replaced.is_cancelled() => Status::cancelled("a newer connection of this zone took over"),
         end => end.status(),
@@ -137,9 +136,14 @@ struct ToStore {
 }
 
 impl Applier for ToStore {
-    fn apply(&self, batch: Box<Batch>) -> BoxFuture<'static, Result<Vec<(ResourceKey, String)>, String>> {
+    fn catalog(&self) -> Catalog {
+        self.inner.parts.source.peek()
+    }
+
+    fn apply(&self, batch: Box<Batch>) -> BoxFuture<'static, Outcome> {
         let (inner, zone) = (self.inner.clone(), self.zone.clone());
         Box::pin(async move {
+            let cancel = inner.parts.tasks.cancel_token();
             let mut refused = Vec::new();
             let mut pieces = batch.pieces(MAX_ENTRY);
             if let Some(op) = batch.peer.and_then(|at| remember(&inner, &zone, at.history)) {
@@ -150,7 +154,7 @@ impl Applier for ToStore {
             }
             for ops in pieces {
                 let set = shell::changeset(ops.clone(), &format!("zone:{zone}"));
-                let applied = shell::propose(inner.parts.sink.as_ref(), set).await.map_err(|err| err.to_string())?;
+                let applied = shell::propose(inner.parts.sink.as_ref(), set, &cancel).await.map_err(|err| err.to_string())?;
                 refused.extend(shell::refused(&ops, &applied));
             }
             if !refused.is_empty() && zone_resource(&inner, &zone).is_none() {
