@@ -2,6 +2,7 @@
 //! the model converts protobuf kinds to and from JSON by it.
 use std::{env, fs, path::PathBuf};
 
+#[allow(clippy::disallowed_methods, reason = "cargo tells a build script its folder by the environment")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     let files = ["proto/discovery.proto", "proto/kds.proto", "proto/mesh.proto", "proto/system.proto"];

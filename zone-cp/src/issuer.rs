@@ -11,8 +11,7 @@ use std::{
 use rand::RngExt;
 use time::OffsetDateTime;
 use tracing::info;
-use ursa_model::kind::mesh_identity::MeshIdentity;
-use ursa_model::kri::Kri;
+use ursa_model::{ResourceKey, kind::mesh_identity::MeshIdentity, kri::Kri};
 use ursa_pki::ca::CertificateAuthority;
 use ursa_policy::Parsed;
 use ursa_state::View;
@@ -26,13 +25,17 @@ use crate::{
 const DEFAULT_EXPIRY: Duration = Duration::from_secs(24 * 3600);
 /// Shortest life: below that, renewal would never end.
 const MIN_EXPIRY: Duration = Duration::from_secs(10);
+/// A renewal that fails is tried again after this.
+const RETRY: time::Duration = time::Duration::seconds(30);
+/// No certificate is renewed sooner than this after it was issued, however little of its CA's life is left.
+const MIN_RENEWAL: time::Duration = time::Duration::seconds(1);
 
 /// What a certificate was issued for: it is issued anew when any of this changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Basis {
     identity: String,
     spiffe_id: String,
-    ca_pem: String,
+    ca_pem: Arc<str>,
     expiry: Duration,
 }
 
@@ -43,10 +46,21 @@ struct Entry {
     renew_at: OffsetDateTime,
 }
 
+impl Entry {
+    /// Neither due nor, after a step back of the clock, yet to become valid.
+    fn is_good(&self, now: OffsetDateTime) -> bool {
+        self.renew_at > now && self.svid.not_before <= now.unix_timestamp()
+    }
+}
+
+/// Certificate and key of each identity's CA, PEM; `None` where it has none yet.
+type StoredCas = BTreeMap<ResourceKey, Option<(Arc<str>, String)>>;
+
 /// See the module's text.
 #[derive(Debug, Default)]
 pub struct Issuer {
-    authorities: BTreeMap<String, Arc<CertificateAuthority>>,
+    /// By certificate, those in use.
+    authorities: BTreeMap<Arc<str>, Arc<CertificateAuthority>>,
     issued: BTreeMap<ProxyId, Entry>,
     svids: Arc<Svids>,
     /// Certificates issued since start.
@@ -73,12 +87,15 @@ impl Issuer {
         let before = self.issued.len();
         self.issued.retain(|proxy, _| connected.contains(proxy));
         changed |= self.issued.len() != before;
+        // Read once per identity, not per proxy.
+        let mut stored = StoredCas::new();
         for proxy in connected {
-            let wanted = match self.basis(world, view, proxy) {
+            let wanted = match self.basis(world, view, proxy, &mut stored) {
                 Ok(wanted) => wanted,
                 Err(problem) => {
                     // What it holds stays until it expires: a passing fault must not take a certificate away.
                     problems.push(problem);
+                    self.postpone(proxy, now);
                     continue;
                 }
             };
@@ -86,7 +103,7 @@ impl Issuer {
                 changed |= self.issued.remove(proxy).is_some();
                 continue;
             };
-            if self.issued.get(proxy).is_some_and(|e| e.basis == basis && e.renew_at > now) {
+            if self.issued.get(proxy).is_some_and(|e| e.basis == basis && e.is_good(now)) {
                 continue;
             }
             match self.issue(&basis, &id, now) {
@@ -96,9 +113,13 @@ impl Issuer {
                     self.total += 1;
                     changed = true;
                 }
-                Err(err) => problems.push(format!("{proxy}: cannot issue a certificate: {err}")),
+                Err(err) => {
+                    problems.push(format!("{proxy}: cannot issue a certificate: {err}"));
+                    self.postpone(proxy, now);
+                }
             }
         }
+        self.authorities.retain(|pem, _| stored.values().flatten().any(|ca| ca.0 == *pem));
         if changed {
             self.svids = Arc::new(self.issued.iter().map(|(p, e)| (p.clone(), e.svid.clone())).collect());
         }
@@ -110,19 +131,30 @@ impl Issuer {
         Some((next - now).try_into().unwrap_or(Duration::ZERO))
     }
 
-    fn basis(&mut self, world: &World, view: &View, proxy: &ProxyId) -> Result<Option<(Basis, Kri)>, String> {
+    /// Looks at a renewal that failed again later: without this, the one that is due would wake the reconciler without end.
+    fn postpone(&mut self, proxy: &ProxyId, now: OffsetDateTime) {
+        if let Some(entry) = self.issued.get_mut(proxy) {
+            entry.renew_at = entry.renew_at.max(now.saturating_add(RETRY));
+        }
+    }
+
+    fn basis(&mut self, world: &World, view: &View, proxy: &ProxyId, stored: &mut StoredCas) -> Result<Option<(Basis, Kri)>, String> {
         let Some(mesh) = world.mesh(&proxy.mesh) else { return Ok(None) };
         let Some(dataplane) = mesh.dataplanes.get(&proxy.name) else { return Ok(None) };
         let Some(chosen) = identity::of_proxy(mesh, dataplane).first().copied() else { return Ok(None) };
         // An identity whose CA is not made yet issues nothing; the change that makes it comes back here.
-        let Some(material) = trust::stored_ca(view, chosen) else { return Ok(None) };
+        let ca = stored
+            .entry(chosen.resource.key.clone())
+            .or_insert_with(|| trust::stored_ca(view, chosen).map(|ca| (ca.cert_pem.into(), ca.key_pem)))
+            .as_ref();
+        let Some((cert_pem, key_pem)) = ca else { return Ok(None) };
         let id = identity::spiffe_id(chosen, world.zone.as_str(), dataplane).map_err(|e| format!("{proxy}: {e}"))?;
-        if !self.authorities.contains_key(&material.cert_pem) {
-            let ca = CertificateAuthority::load(&material.cert_pem, &material.key_pem).map_err(|e| format!("CA of {}: {e}", chosen.resource.key))?;
-            self.authorities.insert(material.cert_pem.clone(), Arc::new(ca));
+        if !self.authorities.contains_key(cert_pem) {
+            let ca = CertificateAuthority::load(cert_pem, key_pem).map_err(|e| format!("CA of {}: {e}", chosen.resource.key))?;
+            self.authorities.insert(cert_pem.clone(), Arc::new(ca));
         }
         let kri = Kri::of(&chosen.resource).unwrap_or_default();
-        let basis = Basis { identity: kri.to_string(), spiffe_id: id.to_string(), ca_pem: material.cert_pem, expiry: expiry(chosen) };
+        let basis = Basis { identity: kri.to_string(), spiffe_id: id.to_string(), ca_pem: cert_pem.clone(), expiry: expiry(chosen) };
         Ok(Some((basis, kri)))
     }
 
@@ -131,7 +163,7 @@ impl Issuer {
         let id = basis.spiffe_id.parse().map_err(|e: ursa_pki::spiffe::Error| e.to_string())?;
         let svid = ca.issue(&id, basis.expiry, now).map_err(|e| e.to_string())?;
         let jitter: f64 = rand::rng().random_range(-0.1..0.1);
-        let renew_at = ursa_pki::ca::renew_at(svid.not_before, svid.not_after, jitter);
+        let renew_at = ursa_pki::ca::renew_at(svid.not_before, svid.not_after, jitter).max(now.saturating_add(MIN_RENEWAL));
         Ok(Entry {
             basis: basis.clone(),
             svid: Arc::new(IssuedSvid {

@@ -12,7 +12,7 @@ use tracing::{info, warn};
 use ursa_model::{Kind, Timestamp, ZoneName, labels};
 use ursa_pki::ca::CertificateAuthority;
 use ursa_runtime::{backoff::Backoff, lease::Deadline};
-use ursa_state::{Applied, Changeset, Op, RequestId, View};
+use ursa_state::{Applied, Changeset, Op, OpResult, RequestId, View};
 
 use crate::{
     connections::{Connected, Connections},
@@ -57,14 +57,23 @@ impl Reconciler {
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
         let mut known_problems: Vec<String> = Vec::new();
         loop {
-            let view = self.views.borrow_and_update().clone();
+            // In this order: a proxy stores its Dataplane before it shows as connected, so the view holds it.
             let now_connected = connected.borrow_and_update().clone();
+            let view = self.views.borrow_and_update().clone();
             let mut problems = Vec::new();
             let mut world = self.worlds.borrow().next(&view, issuer.svids(), &mut problems);
             issuer.update(&world, &view, now_connected.keys(), OffsetDateTime::now_utc(), &mut problems);
             world.svids = issuer.svids();
+            world.seen = now_connected.clone();
             let world = Arc::new(world);
-            self.worlds.send_replace(world.clone());
+            // A look at leases and graces wakes no proxy.
+            self.worlds.send_if_modified(|published| {
+                let changed = !published.same(&world);
+                if changed {
+                    *published = world.clone();
+                }
+                changed
+            });
 
             let mut ops = derive(&world, &view, &now_connected, Timestamp::now(), &mut problems);
             ops.extend(leases.expired(&view, &now_connected));
@@ -98,6 +107,12 @@ impl Reconciler {
         let set = Changeset::each(RequestId(rand::random()), Timestamp::now(), ops);
         match self.store.propose(set).await {
             Ok(applied) => {
+                // What was refused is derived again from the next view, if it is still wanted then.
+                for result in &applied.results {
+                    if let OpResult::Refused(why) = result {
+                        warn!(zone = %self.zone, %why, "a derived resource was refused");
+                    }
+                }
                 info!(zone = %self.zone, revision = applied.revision, ops = count, "derived resources stored");
                 true
             }

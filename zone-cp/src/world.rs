@@ -14,6 +14,8 @@ use ursa_pki::Bundle;
 use ursa_policy::{Destinations, Parsed, Policies};
 use ursa_state::{GlobalRevision, View};
 
+use crate::connections::Connected;
+
 /// A proxy: Envoy's `Node.id` is `<mesh>.<name>`, split at the first dot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProxyId {
@@ -72,6 +74,9 @@ pub struct World {
     pub global: Option<GlobalRevision>,
     pub meshes: BTreeMap<Arc<str>, Arc<MeshWorld>>,
     pub svids: Arc<Svids>,
+    /// Streams that certificates were issued for, where an identity selects their proxy. A stream that is not among them yet must
+    /// not be configured from this world: without its certificate the proxy would be told to close its inbounds.
+    pub seen: Connected,
 }
 
 /// What one mesh's proxies depend on. Lists are in key order.
@@ -106,7 +111,7 @@ pub struct Trusted {
 impl World {
     /// A world without content.
     pub fn empty(zone: ZoneName) -> Self {
-        Self { zone, zone_revision: 0, global: None, meshes: BTreeMap::new(), svids: Arc::default() }
+        Self { zone, zone_revision: 0, global: None, meshes: BTreeMap::new(), svids: Arc::default(), seen: Connected::default() }
     }
 
     /// The world at `view`, reusing every parsed resource of `self` that did not change. A resource that cannot be parsed is
@@ -124,11 +129,27 @@ impl World {
             };
             meshes.insert(name.into(), shared);
         }
-        Self { zone: self.zone.clone(), zone_revision: view.revision(), global: view.global(), meshes, svids }
+        Self { zone: self.zone.clone(), zone_revision: view.revision(), global: view.global(), meshes, svids, seen: self.seen.clone() }
     }
 
     pub fn mesh(&self, mesh: &str) -> Option<&Arc<MeshWorld>> {
         self.meshes.get(mesh)
+    }
+
+    /// Whether this stream of the proxy, or a newer one, was known when certificates were issued.
+    pub fn has_seen(&self, proxy: &ProxyId, stream: u64) -> bool {
+        self.seen.get(proxy).is_some_and(|c| c.stream >= stream)
+    }
+
+    /// The same content, told by identity: never true for different content.
+    pub fn same(&self, other: &Self) -> bool {
+        let meshes = self.meshes.len() == other.meshes.len()
+            && self.meshes.iter().zip(&other.meshes).all(|((a, x), (b, y))| a == b && Arc::ptr_eq(x, y));
+        meshes
+            && self.zone_revision == other.zone_revision
+            && self.global == other.global
+            && Arc::ptr_eq(&self.svids, &other.svids)
+            && Arc::ptr_eq(&self.seen, &other.seen)
     }
 }
 

@@ -5,6 +5,8 @@
 
 #[path = "build_support/ads.rs"]
 mod ads;
+#[path = "build_support/arb.rs"]
+mod arb;
 #[path = "build_support/envoy.rs"]
 mod envoy;
 #[path = "build_support/mod.rs"]
@@ -18,16 +20,25 @@ use std::{
 };
 
 use ads::Ads;
+use arb::arb_zone;
 use axum::{Json, Router, http::HeaderMap};
 use envoy::{Connection, Envoy, binary, get, wait_answer};
+use proptest::{
+    strategy::{Strategy, ValueTree},
+    test_runner::TestRunner,
+};
 use serde_json::{Value, json};
-use support::{Addresses, Zone, east, spiffe_id, west};
+use support::{Addresses, MESH, Zone, east, spiffe_id, west};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 use ursa_model::{Kind, labels};
-use ursa_zone_cp::build::Encoder;
+use ursa_zone_cp::{
+    build::{Encoder, build},
+    snapshot::ProxySnapshot,
+    world::ProxyId,
+};
 
 /// How long the application takes for `/slow`.
 const SLOW: Duration = Duration::from_millis(1500);
@@ -224,8 +235,8 @@ async fn traffic_between_zones_follows_the_policies() {
 
     assert_eq!(*demo.ads_east.refusals.lock(), Vec::<String>::new());
     assert_eq!(*demo.ads_west.refusals.lock(), Vec::<String>::new());
-    for envoy in [&frontend, &backend_east, &backend_west, &ingress] {
-        assert_eq!(envoy.complaints(), Vec::<String>::new());
+    for envoy in [frontend, backend_east, backend_west, ingress] {
+        assert_eq!(envoy.complaints().await, Vec::<String>::new());
     }
 }
 
@@ -400,7 +411,7 @@ async fn routes_rewrite_redirect_and_fail_as_they_say() {
         );
     }
     assert_eq!(get(&it.http, "/broken/x", &[]).await.unwrap().status, 500);
-    assert_eq!(it.frontend.complaints(), Vec::<String>::new());
+    assert_eq!(it.frontend.complaints().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -444,7 +455,7 @@ async fn callers_are_told_apart_on_open_connections() {
     );
     it.push().await;
     wait_answer("denied", &it.http, "/", &[], |r| r.status == 403).await;
-    assert_eq!(it.backend.complaints(), Vec::<String>::new());
+    assert_eq!(it.backend.complaints().await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -561,7 +572,50 @@ async fn every_setting_is_accepted() {
             );
         }
     }
-    for envoy in [&it.frontend, &it.backend] {
-        assert_eq!(envoy.complaints(), Vec::<String>::new());
+    for envoy in [it.frontend, it.backend] {
+        assert_eq!(envoy.complaints().await, Vec::<String>::new());
     }
+}
+
+/// Any world's configuration, as long as its addresses can be bound.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn odd_worlds_are_accepted_too() {
+    let Some(binary) = binary() else { return };
+    let ads = Ads::start().await;
+    let node = "default.p0";
+    ads.serve(node, ProxySnapshot::default());
+    let envoy = Envoy::start(&binary, node, ads.address);
+    let encoder = Encoder::default();
+    let mut runner = TestRunner::deterministic();
+    let a = free_addresses();
+    // Ports that are free right now, and such that never can be.
+    let ports: &'static [u32] = Vec::leak(
+        [a.frontend_outbound, a.frontend_inbound]
+            .into_iter()
+            .map(u32::from)
+            .chain([0, 70_000])
+            .collect(),
+    );
+    let addresses: &'static [String] = Vec::leak(vec![
+        a.frontend.clone(),
+        a.ingress.clone(),
+        a.backend_west.clone(),
+        "host.test".to_owned(),
+    ]);
+    let strategy = arb_zone(addresses, ports);
+    let mut listeners = 0;
+    for round in 0..150 {
+        let mut zone = strategy.new_tree(&mut runner).unwrap().current();
+        let Some(snapshot) = build(&zone.world(), &ProxyId::new(MESH, "p0"), &encoder) else {
+            continue;
+        };
+        listeners += snapshot.of(ursa_zone_cp::snapshot::XdsType::Listener).len();
+        // With nothing in between, a listener could ask for the socket that another one is about to leave.
+        for (step, snapshot) in [("it", snapshot), ("nothing", ProxySnapshot::default())] {
+            ads.serve(node, snapshot);
+            assert_eq!(ads.settled(node).await, Vec::<String>::new(), "round {round}, {step}: {zone:?}");
+        }
+    }
+    assert!(listeners > 100, "the worlds are too poor to show anything: {listeners} listeners");
+    assert_eq!(envoy.complaints().await, Vec::<String>::new());
 }

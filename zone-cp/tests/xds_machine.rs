@@ -175,7 +175,7 @@ impl Link {
         Ok(())
     }
 
-    fn to_machine(&mut self) -> Result<(), TestCaseError> {
+    fn feed_next(&mut self) -> Result<(), TestCaseError> {
         match self.envoy.outbox.pop_front() {
             Some(request) => self.feed(Event::Request(request)),
             None => Ok(()),
@@ -188,7 +188,7 @@ impl Link {
                 return Ok(());
             }
             self.envoy.step()?;
-            self.to_machine()?;
+            self.feed_next()?;
         }
         prop_assert!(false, "the stream does not come to rest");
         Ok(())
@@ -244,7 +244,7 @@ fn play(script: Vec<Step>) -> Result<(), TestCaseError> {
                 link.feed(Event::Snapshot(snapshot(&newest, revision)))?;
             }
             Step::Envoy => link.envoy.step()?,
-            Step::Machine => link.to_machine()?,
+            Step::Machine => link.feed_next()?,
             Step::Reconnect => {
                 link.machine = Machine::new();
                 link.unanswered.clear();

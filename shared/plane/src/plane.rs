@@ -1,5 +1,6 @@
 //! The state of one control plane as the REST API and KDS see it: the replicated store and the observed tier.
 
+use ursa_model::{Kind, ResourceKey, ZoneName};
 use ursa_rest::{Backend, BoxFuture, Freshness, ProposeError, Unavailable};
 use ursa_state::{Applied, Catalog, Changeset, Observed, Role};
 use ursa_store::{Error, Store};
@@ -54,6 +55,16 @@ impl Backend for Plane {
             };
             Ok(Catalog { role: self.role, durable, observed: self.observed.view() })
         })
+    }
+
+    /// At the global: zones that have not connected since this process started, so that nobody here has seen their Dataplanes.
+    fn unknown_zones(&self) -> Vec<ZoneName> {
+        if self.role != Role::Global {
+            return Vec::new();
+        }
+        let observed = self.observed.view();
+        let seen = |zone: &str| ResourceKey::new(Kind::ZoneInsight, "", zone).is_ok_and(|key| observed.get(&key).is_some());
+        self.store.view().list(Kind::Zone).filter(|z| !seen(z.name())).filter_map(|z| z.name().parse().ok()).collect()
     }
 
     fn propose(&self, set: Changeset) -> BoxFuture<'_, Result<Applied, ProposeError>> {

@@ -123,7 +123,7 @@ impl View {
         } else {
             view.revision = self.revision.min(revision);
         }
-        view.global = view.history.values().filter_map(|c| c.global).last().or(if view.revision == self.revision { self.global } else { None });
+        view.global = view.history.values().rev().find_map(|c| c.global).or(if view.revision == self.revision { self.global } else { None });
         Ok(view)
     }
 }

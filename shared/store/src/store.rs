@@ -12,6 +12,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError};
 use openraft::{ReadPolicy, ServerState};
 use tokio::sync::{Notify, watch};
+use ursa_runtime::CancellationToken;
 use ursa_runtime::error::Chain;
 use ursa_runtime::lease::{self, Deadline};
 use ursa_runtime::tasks::Tasks;
@@ -124,9 +125,10 @@ pub(crate) struct Inner {
     pub(crate) log: Log<Entry>,
     pub(crate) snapshots: Arc<Snapshots>,
     views: watch::Receiver<View>,
-    pub(crate) cache: Option<Arc<Cache>>,
+    pub(crate) cache: Option<Cache>,
     recovered: AtomicBool,
-    pub(crate) closing: AtomicBool,
+    /// Cancelled by [`Store::shutdown`].
+    pub(crate) closing: CancellationToken,
     /// Told when a call found the core dead.
     pub(crate) fatal: Arc<Notify>,
     folder: tokio::sync::Mutex<Option<Folder>>,
@@ -214,7 +216,7 @@ impl Store {
         )
         .await;
         let raft = started.map_err(|error| OpenError::Start(Chain(&error).to_string()))?;
-        let cache = Cache::open(&*disk, &folder.part("cache")).await.map(Arc::new);
+        let cache = Cache::open(&*disk, &folder.part("cache"), views.clone());
         let store = Self {
             inner: Arc::new(Inner {
                 config,
@@ -224,7 +226,7 @@ impl Store {
                 views,
                 cache,
                 recovered: AtomicBool::new(false),
-                closing: AtomicBool::new(false),
+                closing: CancellationToken::new(),
                 fatal: Arc::new(Notify::new()),
                 folder: tokio::sync::Mutex::new(Some(folder)),
             }),
@@ -428,7 +430,7 @@ impl Store {
 
     /// What can be read key by key without a view; `None` where there are no files to keep it in.
     pub fn cache(&self) -> Option<&Cache> {
-        self.inner.cache.as_deref()
+        self.inner.cache.as_ref()
     }
 
     /// Builds a snapshot now, beside the running store. Returns once that has begun.
@@ -449,7 +451,7 @@ impl Store {
     /// # Errors
     /// The log could not be closed; what was acknowledged is safe all the same.
     pub async fn shutdown(&self) -> Result<(), Error> {
-        self.inner.closing.store(true, Ordering::Release);
+        self.inner.closing.cancel();
         let mut folder = self.inner.folder.lock().await;
         let Some(held) = folder.take() else { return Ok(()) };
         if let Err(error) = self.inner.raft.shutdown().await {
@@ -457,7 +459,7 @@ impl Store {
         }
         let closed = self.inner.log.close().await;
         if let Some(cache) = &self.inner.cache {
-            cache.close(self.view()).await;
+            cache.close().await;
         }
         drop(held);
         closed.map_err(|error| Error::Stopped(Chain(&error).to_string()))
@@ -469,7 +471,7 @@ impl Store {
 
     /// Why nothing works any more, if so.
     pub(crate) fn why_stopped(&self) -> Option<String> {
-        if self.inner.closing.load(Ordering::Acquire) {
+        if self.inner.closing.is_cancelled() {
             return Some("it was closed".to_owned());
         }
         if let Some(failure) = &*self.inner.log.failure().borrow() {

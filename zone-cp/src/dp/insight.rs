@@ -135,20 +135,18 @@ impl Insights {
     }
 
     fn flush_one(&self, proxy: &ProxyId) {
-        let observation = {
-            let mut inner = self.inner.lock();
-            inner.dirty.remove(proxy);
-            self.observation(&mut inner, proxy)
-        };
+        // Written under the lock, here and below: otherwise an older state could be written over a newer one, and a proxy that left
+        // would show as online.
+        let mut inner = self.inner.lock();
+        inner.dirty.remove(proxy);
+        let observation = self.observation(&mut inner, proxy);
         self.observed.apply(Timestamp::now(), observation);
     }
 
     fn flush_all(&self) {
-        let batch: Vec<Observation> = {
-            let mut inner = self.inner.lock();
-            let dirty = std::mem::take(&mut inner.dirty);
-            dirty.iter().filter_map(|proxy| self.observation(&mut inner, proxy)).collect()
-        };
+        let mut inner = self.inner.lock();
+        let dirty = std::mem::take(&mut inner.dirty);
+        let batch: Vec<Observation> = dirty.iter().filter_map(|proxy| self.observation(&mut inner, proxy)).collect();
         self.observed.apply(Timestamp::now(), batch);
     }
 
@@ -178,7 +176,8 @@ impl Insights {
     /// Forgets proxies that have neither a Dataplane nor a stream.
     fn forget_gone(&self, view: &View) {
         let mut gone = Vec::new();
-        self.inner.lock().entries.retain(|proxy, entry| {
+        let mut inner = self.inner.lock();
+        inner.entries.retain(|proxy, entry| {
             let Ok(key) = ResourceKey::new(Kind::Dataplane, &proxy.mesh, &proxy.name) else { return false };
             let stays = entry.insight.is_online() || view.get(&key).is_some();
             if !stays {

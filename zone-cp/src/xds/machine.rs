@@ -27,6 +27,7 @@ const MAX_NAMES: usize = 20_000;
 const MAX_NAME: usize = 2_048;
 
 /// What happens to the machine.
+#[allow(clippy::large_enum_variant, reason = "events are handled at once and never kept")]
 #[derive(Debug)]
 pub enum Event {
     Request(DeltaDiscoveryRequest),

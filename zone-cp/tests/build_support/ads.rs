@@ -105,6 +105,11 @@ struct Subscription {
 impl Subscription {
     /// A response when what the client should hold differs from what it was sent.
     fn response(&mut self, kind: XdsType, snapshot: &ProxySnapshot) -> Option<DiscoveryResponse> {
+        // Envoy does not answer for a type that it asks nothing of.
+        if !kind.is_wildcard() && self.names.is_empty() {
+            self.sent.clear();
+            return None;
+        }
         let all = snapshot.of(kind);
         let wanted: BTreeMap<String, Arc<str>> = all
             .iter()
@@ -162,11 +167,12 @@ impl AggregatedDiscoveryService for Ads {
                         if let Some(error) = request.error_detail {
                             refusals.lock().push(format!("{node} {}: {}", kind.short(), error.message));
                         }
+                        let asks = kind.is_wildcard() || !request.resource_names.is_empty();
                         progress.send_modify(|all| {
                             all.entry(node.clone())
                                 .or_default()
                                 .open
-                                .retain(|_, nonce| *nonce != request.response_nonce);
+                                .retain(|of, nonce| *nonce != request.response_nonce && (asks || *of != kind));
                         });
                         let subscription = subscriptions.entry(kind).or_default();
                         let names: BTreeSet<String> = request.resource_names.into_iter().collect();
@@ -186,7 +192,9 @@ impl AggregatedDiscoveryService for Ads {
                     .collect();
                 progress.send_modify(|all| {
                     let own = all.entry(node.clone()).or_default();
-                    let nonces = responses.iter().filter_map(|r| Some((XdsType::by_type_url(&r.type_url)?, r.nonce.clone())));
+                    let nonces = responses
+                        .iter()
+                        .filter_map(|r| Some((XdsType::by_type_url(&r.type_url)?, r.nonce.clone())));
                     own.open.extend(nonces);
                     own.seen = Some(snapshot);
                 });

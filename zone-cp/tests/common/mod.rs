@@ -37,9 +37,12 @@ use ursa_zone_cp::{
     world::World,
 };
 
+/// State and index of its newest entry; views of it.
+type Shared = (Mutex<(State, u64)>, watch::Sender<View>);
+
 /// A store of one process, without disk.
 #[derive(Clone)]
-pub struct MemoryStore(Arc<(Mutex<(State, u64)>, watch::Sender<View>)>);
+pub struct MemoryStore(Arc<Shared>);
 
 impl MemoryStore {
     pub fn new() -> Self {

@@ -10,11 +10,12 @@ mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::time::Duration;
 
-use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot, watch};
 use ursa_model::{Resource, ResourceKey};
 use ursa_runtime::error::Chain;
+use ursa_runtime::lease;
 use ursa_state::{HistoryId, Revision, RevisionChanges, View};
 
 use crate::disk::Disk;
@@ -35,6 +36,8 @@ pub enum Error {
     Damaged(String),
     #[error("the cache is closed")]
     Closed,
+    #[error("the cache did not answer in time")]
+    Slow,
 }
 
 /// Which picture the cache holds.
@@ -50,142 +53,188 @@ pub struct CacheStatus {
     pub rebuilt: u32,
 }
 
-/// See the module's text.
+/// Longest wait for an answer of the cache's thread. sled has been seen to hang on damaged files; nobody may hang with it.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Jobs that may wait: reads. Views are not queued, the newest one is fetched.
+const QUEUE: usize = 64;
+
+/// Handle to the cache, which lives on a thread of its own. See the module's text.
 #[derive(Clone, Debug)]
 pub struct Cache {
-    inner: Arc<Mutex<Inner>>,
+    jobs: mpsc::Sender<Job>,
+    status: watch::Receiver<CacheStatus>,
 }
 
-#[derive(Debug)]
+/// Runs on the cache's thread.
+type Job = Box<dyn FnOnce(&mut Inner) + Send>;
+
 struct Inner {
     dir: PathBuf,
     db: Option<Db>,
-    status: CacheStatus,
+    views: watch::Receiver<View>,
+    status: watch::Sender<CacheStatus>,
+    closed: bool,
 }
 
 impl Cache {
-    /// Opens the cache in `dir`; empty unless what is there may be used again. `None` where sled has no files to work on, or if even an
-    /// empty one cannot be made.
-    pub async fn open(disk: &dyn Disk, dir: &Path) -> Option<Self> {
+    /// Opens the cache in `dir`, on its thread: empty unless what is there may be used again. It follows `views`. `None` where sled has
+    /// no files to work on.
+    pub fn open(disk: &dyn Disk, dir: &Path, views: watch::Receiver<View>) -> Option<Self> {
         let dir = disk.real_path(dir)?;
-        tokio::task::spawn_blocking(move || Self::open_in(&dir, &marks::boot_id()))
-            .await
-            .ok()?
+        Self::start(dir, marks::boot_id(), views)
+            .inspect_err(|error| tracing::warn!(%error, "no cache: it has no thread"))
+            .ok()
     }
 
-    fn open_in(dir: &Path, boot_id: &str) -> Option<Self> {
-        let found = marks::begin(dir, boot_id).and_then(|usable| {
-            if usable {
-                Db::open(&marks::db_path(dir)).map(Some)
-            } else {
-                Ok(None)
+    fn start(dir: PathBuf, boot_id: String, views: watch::Receiver<View>) -> io::Result<Self> {
+        let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE);
+        let (sender, status) = watch::channel(CacheStatus::default());
+        std::thread::Builder::new().name("store-cache".to_owned()).spawn(move || {
+            let mut inner = Inner {
+                dir,
+                db: None,
+                views,
+                status: sender,
+                closed: false,
+            };
+            inner.begin(&boot_id);
+            inner.catch_up();
+            while !inner.closed
+                && let Some(job) = queue.blocking_recv()
+            {
+                job(&mut inner);
+                if inner.views.has_changed().unwrap_or(false) {
+                    inner.catch_up();
+                }
             }
-        });
-        let reused = match found {
-            Ok(Some(db)) if db.is_empty() => None,
-            Ok(found) => found,
-            Err(error) => {
-                tracing::warn!(error = %Chain(&error), "the cache cannot be used again, it is rebuilt");
-                None
-            }
-        };
-        let mut inner = Inner {
-            dir: dir.to_owned(),
-            db: None,
-            status: CacheStatus::default(),
-        };
-        match reused {
-            Some(db) => {
-                inner.status.reused = true;
-                inner.db = Some(db);
-            }
-            None => inner
-                .start_anew(boot_id)
-                .inspect_err(|error| tracing::warn!(error = %Chain(error), "no cache: it cannot be made"))
-                .ok()?,
-        }
-        inner.note();
-        Some(Self {
-            inner: Arc::new(Mutex::new(inner)),
-        })
+        })?;
+        Ok(Self { jobs, status })
     }
 
     /// What it holds.
     pub fn status(&self) -> CacheStatus {
-        self.inner.lock().status
+        *self.status.borrow()
     }
 
-    /// A resource as of [`CacheStatus::revision`]. Blocks on the disk.
+    /// The same, as it changes.
+    pub fn watch_status(&self) -> watch::Receiver<CacheStatus> {
+        self.status.clone()
+    }
+
+    /// A resource as of [`CacheStatus::revision`].
     ///
     /// # Errors
     /// See [`Error`]; ask the view instead.
-    pub fn get(&self, key: &ResourceKey) -> Result<Option<Resource>, Error> {
-        self.inner.lock().db.as_ref().ok_or(Error::Closed)?.get(key)
+    pub async fn get(&self, key: ResourceKey) -> Result<Option<Resource>, Error> {
+        self.ask(move |inner| inner.db.as_ref().ok_or(Error::Closed)?.get(&key)).await?
     }
 
-    /// What one revision changed, if it is kept. Blocks on the disk.
+    /// What one revision changed, if it is kept.
     ///
     /// # Errors
     /// See [`Error`]; ask the view instead.
-    pub fn changes(&self, revision: Revision) -> Result<Option<RevisionChanges>, Error> {
-        self.inner.lock().db.as_ref().ok_or(Error::Closed)?.changes(revision)
+    pub async fn changes(&self, revision: Revision) -> Result<Option<RevisionChanges>, Error> {
+        self.ask(move |inner| inner.db.as_ref().ok_or(Error::Closed)?.changes(revision))
+            .await?
     }
 
-    /// Brings it up to `view`, on a thread for such work.
-    pub async fn catch_up(&self, view: View) {
-        self.blocking(move |inner| inner.catch_up(&view)).await;
+    /// A hint that there is a newer view. Never waits: if the queue is full, what is in it is followed by a look at the newest view.
+    pub(crate) fn wake(&self) {
+        let _ = self.jobs.try_send(Box::new(Inner::catch_up));
     }
 
-    /// Brings it up to `view`, makes all of it durable and notes that it was closed in order.
-    pub async fn close(&self, view: View) {
-        self.blocking(move |inner| {
-            inner.catch_up(&view);
-            let Some(db) = inner.db.take() else { return };
-            if let Err(error) = db.close().and_then(|()| marks::end(&inner.dir)) {
-                tracing::warn!(error = %Chain(&error), "the cache was not closed in order, the next start rebuilds it");
-            }
-        })
-        .await;
-    }
-
-    async fn blocking(&self, work: impl FnOnce(&mut Inner) + Send + 'static) {
-        let inner = self.inner.clone();
-        if tokio::task::spawn_blocking(move || work(&mut inner.lock())).await.is_err() {
-            tracing::warn!("the cache was left behind: its thread ended");
+    /// Brings it up to the newest view, makes all of it durable and notes that it was closed in order.
+    pub(crate) async fn close(&self) {
+        if let Err(error) = self.ask(Inner::close).await {
+            tracing::warn!(error = %Chain(&error), "the cache was not closed in order, the next start rebuilds it");
         }
+    }
+
+    async fn ask<T: Send + 'static>(&self, work: impl FnOnce(&mut Inner) -> T + Send + 'static) -> Result<T, Error> {
+        let (sender, receiver) = oneshot::channel();
+        let job: Job = Box::new(move |inner| {
+            // Whoever asked may be gone.
+            let _ = sender.send(work(inner));
+        });
+        let answer = async {
+            self.jobs.send(job).await.map_err(|_| Error::Closed)?;
+            receiver.await.map_err(|_| Error::Closed)
+        };
+        lease::within(ANSWER, answer).await.map_err(|_| Error::Slow)?
     }
 }
 
 impl Inner {
-    fn catch_up(&mut self, view: &View) {
-        let Some(db) = &mut self.db else { return };
-        let Err(error) = db.catch_up(view) else { return self.note() };
-        tracing::warn!(error = %Chain(&error), "the cache has failed, it is rebuilt");
-        let again = self
-            .start_anew(&marks::boot_id())
-            .and_then(|()| self.db.as_mut().map_or(Ok(()), |db| db.catch_up(view)));
-        if let Err(error) = again {
-            tracing::warn!(error = %Chain(&error), "no cache from here on: it cannot be rebuilt");
-            self.db = None;
+    /// Takes what is there if it may be used again, or makes an empty one.
+    fn begin(&mut self, boot_id: &str) {
+        let usable = marks::begin(&self.dir, boot_id);
+        let found = usable.and_then(|usable| {
+            if usable {
+                Db::open(&marks::db_path(&self.dir)).map(Some)
+            } else {
+                Ok(None)
+            }
+        });
+        let reused = found.unwrap_or_else(|error| {
+            tracing::warn!(error = %Chain(&error), "the cache cannot be used again, it is rebuilt");
+            None
+        });
+        match reused.filter(|db| !db.is_empty()) {
+            Some(db) => {
+                self.db = Some(db);
+                self.status.send_modify(|status| status.reused = true);
+            }
+            None => {
+                if let Err(error) = self.start_anew(boot_id) {
+                    tracing::warn!(error = %Chain(&error), "no cache: it cannot be made");
+                }
+            }
         }
         self.note();
+    }
+
+    fn catch_up(&mut self) {
+        let view = self.views.borrow_and_update().clone();
+        let Some(db) = &mut self.db else { return };
+        if let Err(error) = db.catch_up(&view) {
+            tracing::warn!(error = %Chain(&error), "the cache has failed, it is rebuilt");
+            let again = self
+                .start_anew(&marks::boot_id())
+                .and_then(|()| self.db.as_mut().map_or(Ok(()), |db| db.catch_up(&view)));
+            if let Err(error) = again {
+                tracing::warn!(error = %Chain(&error), "no cache from here on: it cannot be rebuilt");
+                self.db = None;
+            }
+        }
+        self.note();
+    }
+
+    fn close(&mut self) {
+        self.catch_up();
+        self.closed = true;
+        let Some(db) = self.db.take() else { return };
+        if let Err(error) = db.close().and_then(|()| marks::end(&self.dir)) {
+            tracing::warn!(error = %Chain(&error), "the cache was not closed in order, the next start rebuilds it");
+        }
     }
 
     fn start_anew(&mut self, boot_id: &str) -> Result<(), Error> {
         self.db = None;
         marks::wipe(&self.dir, boot_id)?;
         self.db = Some(Db::open(&marks::db_path(&self.dir))?);
-        self.status.rebuilt += 1;
+        self.status.send_modify(|status| status.rebuilt += 1);
         Ok(())
     }
 
     fn note(&mut self) {
         let meta = self.db.as_ref().map(Db::meta).unwrap_or_default();
-        self.status = CacheStatus {
-            history: meta.history,
-            revision: meta.revision,
-            objects: meta.objects,
-            ..self.status
-        };
+        self.status.send_modify(|status| {
+            *status = CacheStatus {
+                history: meta.history,
+                revision: meta.revision,
+                objects: meta.objects,
+                ..*status
+            };
+        });
     }
 }

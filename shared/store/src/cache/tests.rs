@@ -63,19 +63,29 @@ fn assert_same(inner: &Inner, view: &View, context: &str) {
     );
 }
 
-fn open(dir: &Path, boot: &str) -> Cache {
-    Cache::open_in(dir, boot).unwrap()
+/// The cache without its thread.
+fn open(dir: &Path, boot: &str) -> Inner {
+    let (views, status) = (watch::channel(View::default()).1, watch::channel(CacheStatus::default()).0);
+    let mut inner = Inner {
+        dir: dir.to_owned(),
+        db: None,
+        views,
+        status,
+        closed: false,
+    };
+    inner.begin(boot);
+    inner
 }
 
-fn with<T>(cache: &Cache, work: impl FnOnce(&mut Inner) -> T) -> T {
-    work(&mut cache.inner.lock())
-}
+impl Inner {
+    fn show(&mut self, view: &View) {
+        self.views = watch::channel(view.clone()).1;
+        self.catch_up();
+    }
 
-fn close(cache: Cache) {
-    with(&cache, |inner| {
-        inner.db.take().unwrap().close().unwrap();
-        marks::end(&inner.dir).unwrap();
-    });
+    fn seen(&self) -> CacheStatus {
+        *self.status.borrow()
+    }
 }
 
 #[test]
@@ -83,27 +93,23 @@ fn it_follows_the_views() {
     let dir = tempfile::tempdir().unwrap();
     let mut rng = StdRng::seed_from_u64(1);
     let mut state = state();
-    let cache = open(dir.path(), "boot-1");
+    let mut cache = open(dir.path(), "boot-1");
     for round in 0..30 {
         change(&mut state, &mut rng, round * 5);
         if round % 10 == 9 {
             let floor = state.view().revision() - 20;
             state.apply(state.applied_index() + 1, &Command::Compact { floor });
         }
-        with(&cache, |inner| {
-            inner.catch_up(state.view());
-            assert_same(inner, state.view(), &format!("round {round}"));
-        });
+        cache.show(state.view());
+        assert_same(&cache, state.view(), &format!("round {round}"));
     }
-    assert_eq!(cache.status().rebuilt, 1);
+    assert_eq!(cache.seen().rebuilt, 1);
     // Another history: nothing of the first remains.
     let mut other = State::default();
     other.apply(1, &Command::Init { history: HistoryId(10) });
     change(&mut other, &mut rng, 3);
-    with(&cache, |inner| {
-        inner.catch_up(other.view());
-        assert_same(inner, other.view(), "another history");
-    });
+    cache.show(other.view());
+    assert_same(&cache, other.view(), "another history");
 }
 
 #[test]
@@ -119,28 +125,25 @@ fn it_is_used_again_only_after_a_clean_close_or_under_the_same_boot() {
         let dir = tempfile::tempdir().unwrap();
         let mut state = state();
         change(&mut state, &mut rng, 40);
-        let cache = open(dir.path(), "boot-1");
-        with(&cache, |inner| inner.catch_up(state.view()));
+        let mut cache = open(dir.path(), "boot-1");
+        cache.show(state.view());
         if clean {
-            close(cache);
-        } else {
-            drop(cache);
+            cache.close();
         }
-        let cache = open(dir.path(), boot);
+        drop(cache);
+        let mut cache = open(dir.path(), boot);
         let context = format!("clean {clean}, {boot}");
         assert_eq!(
-            (cache.status().reused, cache.status().rebuilt),
+            (cache.seen().reused, cache.seen().rebuilt),
             (reused, u32::from(!reused)),
             "{context}"
         );
         change(&mut state, &mut rng, 10);
-        with(&cache, |inner| {
-            inner.catch_up(state.view());
-            assert_same(inner, state.view(), &context);
-        });
+        cache.show(state.view());
+        assert_same(&cache, state.view(), &context);
         // The mark of the clean end was used up.
         drop(cache);
-        assert!(!open(dir.path(), "boot-3").status().reused, "{context}");
+        assert!(!open(dir.path(), "boot-3").seen().reused, "{context}");
     }
 }
 
@@ -151,14 +154,13 @@ fn any_damage_costs_a_rebuild_and_nothing_else() {
     change(&mut state, &mut rng, 60);
     for round in 0..60 {
         let dir = tempfile::tempdir().unwrap();
-        let cache = open(dir.path(), "boot-1");
-        with(&cache, |inner| inner.catch_up(state.view()));
+        let mut cache = open(dir.path(), "boot-1");
+        cache.show(state.view());
         let clean = round % 2 == 0;
         if clean {
-            close(cache);
-        } else {
-            drop(cache);
+            cache.close();
         }
+        drop(cache);
         let path = dir.path().join("db/db");
         let mut bytes = std::fs::read(&path).unwrap();
         match round % 3 {
@@ -173,15 +175,13 @@ fn any_damage_costs_a_rebuild_and_nothing_else() {
             }
         }
         std::fs::write(&path, &bytes).unwrap();
-        let cache = open(dir.path(), "boot-1");
-        with(&cache, |inner| {
-            inner.catch_up(state.view());
-            assert_same(
-                inner,
-                state.view(),
-                &format!("round {round}, clean {clean}, reused {}", inner.status.reused),
-            );
-        });
+        let mut cache = open(dir.path(), "boot-1");
+        cache.show(state.view());
+        assert_same(
+            &cache,
+            state.view(),
+            &format!("round {round}, clean {clean}, reused {}", cache.seen().reused),
+        );
     }
 }
 
@@ -191,9 +191,9 @@ fn a_missing_or_foreign_key_is_noticed() {
     let mut state = state();
     change(&mut state, &mut rng, 20);
     let dir = tempfile::tempdir().unwrap();
-    let cache = open(dir.path(), "boot-1");
-    with(&cache, |inner| inner.catch_up(state.view()));
-    close(cache);
+    let mut cache = open(dir.path(), "boot-1");
+    cache.show(state.view());
+    cache.close();
     let db = sled::open(marks::db_path(dir.path())).unwrap();
     let first = db.scan_prefix("o").keys().next().unwrap().unwrap();
     db.remove(first).unwrap();
@@ -257,10 +257,19 @@ async fn the_store_has_the_same_state_whatever_happened_to_its_cache() {
         let store = open().await;
         assert_eq!(store.view().revision(), revision, "{name}");
         let cache = store.cache().unwrap().clone();
-        assert_eq!(cache.status().reused, reused, "{name}");
         revision = write(&store, 1000).await;
         let view = store.view();
+        cache.watch_status().wait_for(|status| status.revision == revision).await.unwrap();
+        for resource in view.iter() {
+            assert_eq!(
+                cache.get(resource.key.clone()).await.unwrap().as_ref(),
+                Some(resource.as_ref()),
+                "{name}"
+            );
+        }
+        assert_eq!(cache.changes(revision).await.unwrap().unwrap().revision, revision, "{name}");
         store.shutdown().await.unwrap();
+        assert_eq!(cache.status().reused, reused, "{name}");
         assert_eq!(
             (cache.status().revision, cache.status().objects),
             (revision, view.len() as u64),

@@ -182,9 +182,11 @@ impl Intact {
             offset,
             end: offset + len,
         };
-        State::read_snapshot(BufReader::with_capacity(CHUNK, reader)).map_err(|source| Error::State {
-            path: path.to_owned(),
-            source,
+        State::read_snapshot(BufReader::with_capacity(CHUNK.min(usize::try_from(len).unwrap_or(CHUNK)), reader)).map_err(|source| {
+            Error::State {
+                path: path.to_owned(),
+                source,
+            }
         })
     }
 
@@ -216,7 +218,7 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 
 fn sum(file: &dyn DiskFile, len: u64) -> io::Result<u32> {
     let mut reader = At { file, offset: 0, end: len };
-    let mut buf = vec![0; CHUNK];
+    let mut buf = vec![0; CHUNK.min(usize::try_from(len).unwrap_or(CHUNK))];
     let mut crc = 0;
     loop {
         match reader.read(&mut buf)? {

@@ -252,11 +252,18 @@ impl Snapshots {
 
     /// Enters a durable snapshot and drops what it makes superfluous.
     fn register(&self, meta: Meta, path: PathBuf) {
+        let mut known = self.known.lock();
+        known.retain(|(_, have)| *have != path);
+        known.push((meta, path));
+        known.sort_by(|(_, a), (_, b)| b.cmp(a));
+        drop(known);
+        self.drop_old();
+    }
+
+    /// Keeps the two newest. A file whose removal a power loss undoes is removed at the next start.
+    fn drop_old(&self) {
         let old = {
             let mut known = self.known.lock();
-            known.retain(|(_, have)| *have != path);
-            known.push((meta, path));
-            known.sort_by(|(_, a), (_, b)| b.cmp(a));
             let keep = known.len().min(GENERATIONS);
             known.split_off(keep)
         };

@@ -24,13 +24,16 @@ async fn a_first_start_leads_a_new_history() {
 async fn a_write_is_seen_at_once_and_takes_no_time() {
     let start = tokio::time::Instant::now();
     let store = in_memory(&Tasks::new()).await;
+    eprintln!("opened {:?}", start.elapsed());
     let mut views = store.subscribe();
     views.mark_unchanged();
     let revision = write(&store, "a", 1).await.unwrap();
+    eprintln!("written {:?}", start.elapsed());
     assert_eq!(store.view().revision(), revision);
     assert!(views.has_changed().unwrap());
     assert_eq!(value(&views.borrow_and_update(), "a"), Some(1));
     assert_eq!(value(&store.read().await.unwrap(), "a"), Some(1));
+    eprintln!("read {:?}", start.elapsed());
     let next = write(&store, "a", 2).await.unwrap();
     assert!(next > revision);
     assert_eq!(tokio::time::Instant::now(), start, "no timer is on the way of a write");
