@@ -143,8 +143,8 @@ fn connect(host: &Host, zone: &ZoneName, config: &Config) -> Result<()> {
             addresses: config.global.addresses.clone(),
             ca_pem,
             token: config.global.token_file.clone().map_or(Token::None, Token::File),
-            // A stock global looks for the kind of store here, to know how names look in this zone.
-            display_config: json!({"store": {"type": "memory"}, "environment": "universal", "mode": "zone"}).to_string(),
+            // A stock global looks for the kind of store here, to know how names look in this zone; kumactl shows it.
+            display_config: json!({"store": {"type": "raft"}, "environment": "universal", "mode": "zone"}).to_string(),
             keepalive: KEEPALIVE,
             compress: false,
         },

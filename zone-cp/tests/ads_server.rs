@@ -9,9 +9,15 @@ use common::{MESH, TestZone, backend, first_request, put};
 use serde_json::json;
 use time::OffsetDateTime;
 use tonic::Code;
-use ursa_model::Kind;
+use ursa_model::{Kind, ResourceKey};
 use ursa_pki::token::{self, DataplaneClaims, SigningKey};
 use ursa_proto::discovery::DeltaDiscoveryRequest;
+use ursa_state::Op;
+
+/// `dp-1` with one more label.
+fn with_label(key: &str, value: &str) -> String {
+    backend("dp-1").replace("\"labels\":{", &format!("\"labels\":{{\"{key}\":\"{value}\","))
+}
 
 /// One refusal: what, token, request, code, part of the text.
 struct Case(&'static str, Option<String>, DeltaDiscoveryRequest, Code, &'static str);
@@ -60,6 +66,8 @@ async fn bad_proxies_get_a_typed_refusal_and_change_nothing() {
         Case("garbage as Dataplane", token(), first_request("default.dp-1", Some("{]")), Code::InvalidArgument, "JSON or YAML"),
         Case("another type", token(), first_request("default.dp-1", Some("{\"type\":\"Mesh\"}")), Code::InvalidArgument, "Mesh"),
         Case("an invalid Dataplane", token(), first_request("default.dp-1", Some(&backend("dp-1").replace("8080", "80808"))), Code::InvalidArgument, "port"),
+        Case("another zone's label", token(), first_request("default.dp-1", Some(&with_label("kuma.io/zone", "east"))), Code::InvalidArgument, "should have west"),
+        Case("another mesh's label", token(), first_request("default.dp-1", Some(&with_label("kuma.io/mesh", "other"))), Code::InvalidArgument, "should have default"),
         Case("an unknown Dataplane", token(), first_request("default.nobody", None), Code::NotFound, "nobody"),
         Case("an unknown mesh", token(), first_request("other.dp-1", Some(&backend("dp-1").replace("\"default\"", "\"other\""))), Code::NotFound, "other"),
     ];
@@ -107,4 +115,60 @@ async fn a_newer_stream_of_a_proxy_takes_over() {
         }
     };
     assert_eq!(end.code(), Code::AlreadyExists);
+}
+
+#[tokio::test]
+async fn a_token_without_name_takes_no_other_proxys_place() {
+    let zone = TestZone::start().await;
+    let (_keep, mut responses) = zone.stream(Some(&zone.token_for("dp-1", "backend")), first_request("default.dp-1", Some(&backend("dp-1")))).await;
+    responses.message().await.unwrap().unwrap();
+    let before = zone.store.view().get(&ResourceKey::new(Kind::Dataplane, MESH, "dp-1").unwrap()).unwrap().clone();
+
+    let frontend = backend("dp-1").replace("\"backend\"", "\"frontend\"");
+    let (_thief, mut refused) = zone.stream(Some(&zone.token_for("", "frontend")), first_request("default.dp-1", Some(&frontend))).await;
+    let status = tokio::time::timeout(Duration::from_secs(10), refused.message()).await.unwrap().expect_err("let in");
+    assert_eq!(status.code(), Code::Unauthenticated);
+    assert!(status.message().contains("exists"), "{status}");
+    let after = zone.store.view().get(&before.key).unwrap().clone();
+    assert_eq!(before, after);
+}
+
+/// What a starting control plane knows from its disk: a proxy's Dataplane, its service, the CA. A proxy that comes back must never
+/// be told, not even for a moment, to close its inbounds for want of a certificate that is about to be issued.
+#[tokio::test]
+async fn a_proxy_that_comes_back_is_never_without_a_certificate() {
+    let zone = TestZone::start().await;
+    let identity = json!({"selector": {"dataplane": {"matchLabels": {}}},
+        "provider": {"type": "Bundled", "bundled": {"insecureAllowSelfSigned": true, "autogenerate": {"enabled": true}}}});
+    zone.store.put(vec![put(Kind::MeshIdentity, MESH, "identity", &[], identity)]);
+    zone.wait("the identity's trust", |v| v.list(Kind::MeshTrust).count() == 1).await;
+    let token = zone.token_for("dp-1", "backend");
+    for round in 0..20 {
+        let (requests, mut responses) = zone.stream(Some(&token), first_request("default.dp-1", Some(&backend("dp-1")))).await;
+        let first = tokio::time::timeout(Duration::from_secs(10), responses.message()).await.unwrap().unwrap().unwrap();
+        let names: Vec<&str> = first.resources.iter().map(|r| r.name.as_str()).collect();
+        assert!(names.contains(&"self_inbound_dp_http"), "round {round}: the first clusters are {names:?}");
+        drop((requests, responses));
+    }
+}
+
+#[tokio::test]
+async fn a_dataplane_that_is_deleted_under_its_proxy_comes_back() {
+    let zone = TestZone::start().await;
+    let token = zone.token_for("dp-1", "backend");
+    let (_keep, mut responses) = zone.stream(Some(&token), first_request("default.dp-1", Some(&backend("dp-1")))).await;
+    responses.message().await.unwrap().unwrap();
+    let key = ResourceKey::new(Kind::Dataplane, MESH, "dp-1").unwrap();
+    zone.store.put(vec![Op::delete(key.clone())]);
+    let end = loop {
+        match tokio::time::timeout(Duration::from_secs(10), responses.message()).await.expect("the stream ends") {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the stream ended without a reason"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(end.code(), Code::Unavailable, "{end}");
+    let (_again, mut responses) = zone.stream(Some(&token), first_request("default.dp-1", Some(&backend("dp-1")))).await;
+    responses.message().await.unwrap().unwrap();
+    assert!(zone.store.view().get(&key).is_some());
 }

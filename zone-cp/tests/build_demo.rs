@@ -92,10 +92,7 @@ fn the_frontend_reaches_west_through_its_ingress() {
     assert_eq!(names(&plan.secrets), [IDENTITY, TRUST]);
 
     let listener = &plan.listeners[BACKEND_WEST];
-    assert_eq!(
-        listener.sockets.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        ["127.0.1.10:20001"]
-    );
+    assert_eq!([listener.socket.to_string()], ["127.0.1.10:20001"]);
     assert_eq!(listener.tags, label_map([("kuma.io/unified-name", BACKEND_WEST)]));
     assert!(listener.chains[0].tls.is_none() && !listener.tls_inspector);
     let Handler::Http(http) = &listener.chains[0].handler else {
@@ -139,7 +136,7 @@ fn the_ingress_passes_tls_on_by_sni() {
     );
     let listener = &plan.listeners["self_zoneingress_dp_ingress"];
     assert!(listener.tls_inspector);
-    assert_eq!(listener.sockets[0].to_string(), "127.0.2.2:10001");
+    assert_eq!(listener.socket.to_string(), "127.0.2.2:10001");
     assert_eq!(listener.chains.len(), 1);
     let chain = &listener.chains[0];
     assert_eq!(chain.name.as_deref(), Some(BACKEND_WEST));
@@ -172,7 +169,7 @@ fn the_backend_takes_who_is_permitted() {
     assert_eq!(plan.warnings, Vec::<String>::new());
     assert_eq!(names(&plan.listeners), [INBOUND]);
     let listener = &plan.listeners[INBOUND];
-    assert_eq!(listener.sockets[0].to_string(), "127.0.2.10:8080");
+    assert_eq!(listener.socket.to_string(), "127.0.2.10:8080");
     assert_eq!(listener.tags[labels::WORKLOAD], "backend");
     let chain = &listener.chains[0];
     let tls = chain.tls.as_ref().unwrap();
@@ -368,10 +365,12 @@ fn what_is_not_there_is_answered_with_500() {
 #[test]
 fn huge_weights_are_scaled_to_what_envoy_counts_with() {
     let (mut east, _) = demo();
-    put_route(
-        &mut east,
-        json!([{"matches": root(), "default": {"backendRefs": [backend("west", u32::MAX), backend("east", u32::MAX), backend("east", 1)]}}]),
-    );
+    // No write lets this pass, a peer might send it all the same.
+    let backends = [backend("west", u32::MAX), backend("east", u32::MAX), backend("east", 1)];
+    let rules = json!([{"matches": root(), "default": {"backendRefs": backends}}]);
+    let target = json!({"kind": "MeshService", "labels": {labels::DISPLAY_NAME: "backend", labels::ZONE: "west"}});
+    let spec = json!({"to": [{"targetRef": target, "rules": rules}]});
+    east.put_raw(Kind::MeshHTTPRoute, "default", "huge", label_map([]), spec, None);
     let plan = east.plan("frontend-1");
     let weights: Vec<u64> = forward(&plan.routes[BACKEND_WEST].routes[0])
         .targets
@@ -520,7 +519,7 @@ fn only_ready_inbounds_of_the_right_port_are_endpoints() {
         .collect();
     assert_eq!(sockets, ["10.0.0.2:80", "10.0.0.10:80"], "by address as a number");
     assert_eq!(
-        plan.listeners[name].sockets[0].to_string(),
+        plan.listeners[name].socket.to_string(),
         "127.0.0.1:7000",
         "the default address of an outbound"
     );
@@ -547,9 +546,10 @@ fn listeners_never_share_a_socket() {
         }),
     );
     let plan = east.plan("frontend-1");
-    assert_eq!(names(&plan.listeners), [BACKEND_WEST, INBOUND]);
-    let sockets: Vec<String> = plan.listeners[BACKEND_WEST].sockets.iter().map(ToString::to_string).collect();
-    assert_eq!(sockets, ["127.0.1.10:20001", "127.0.1.10:20002"]);
+    let second = format!("{BACKEND_WEST}@127.0.1.10:20002");
+    assert_eq!(names(&plan.listeners), [BACKEND_WEST, &second, INBOUND]);
+    assert_eq!(plan.listeners[BACKEND_WEST].socket.to_string(), "127.0.1.10:20001");
+    assert_eq!(plan.listeners[&second].chains, plan.listeners[BACKEND_WEST].chains);
     assert_eq!(plan.warnings.len(), 3, "{:?}", plan.warnings);
     assert_eq!(
         plan.clusters[INBOUND].members,

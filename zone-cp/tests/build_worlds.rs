@@ -8,24 +8,22 @@ mod arb;
 #[path = "build_support/mod.rs"]
 mod support;
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, OnceLock},
-};
+use std::{collections::BTreeMap, sync::OnceLock};
 
+use arb::{PROXIES, arb_zone};
 use envoy_types::pb::envoy::{
     config::{cluster::v3::Cluster, endpoint::v3::ClusterLoadAssignment, listener::v3::Listener, route::v3::RouteConfiguration},
     extensions::transport_sockets::tls::v3::Secret,
 };
 use proptest::prelude::*;
 use prost::Message;
-use serde_json::{Value, json};
-use support::{MESH, Zone, labels as label_map, spiffe_id};
+use serde_json::json;
+use support::{MESH, Zone, labels as label_map};
 use ursa_model::{Kind, Labels, labels};
 use ursa_zone_cp::{
     build::{Encoder, build, plan, plan::check::check},
     snapshot::{ProxySnapshot, XdsType},
-    world::{IssuedSvid, ProxyId, World},
+    world::{ProxyId, World},
 };
 
 fn any_zone() -> impl Strategy<Value = Zone> {

@@ -233,3 +233,57 @@ fn certificates_are_issued_to_connected_proxies_kept_and_renewed() {
     assert_ne!(first.serial, renewed.serial);
     assert_eq!(issuer.total, 2);
 }
+
+#[test]
+fn a_renewal_that_fails_is_postponed_and_a_step_back_of_the_clock_is_survived() {
+    let mut z = Zone::new();
+    z.apply(vec![backend("backend-1", "127.0.2.10"), identity(json!({}))]);
+    z.settle(Timestamp(5));
+    let proxy = ProxyId::new("default", "backend-1");
+    let mut issuer = Issuer::default();
+    let t0 = OffsetDateTime::now_utc();
+    issuer.update(&z.world, z.state.view(), [&proxy].into_iter(), t0, &mut z.problems);
+    let first = issuer.svids()[&proxy].clone();
+    // Without its workload label the proxy has no SPIFFE id: what it holds stays, and its renewal must not be due without end.
+    let unlabelled = dataplane("backend-1", "", json!({"address": "127.0.2.10"}));
+    z.apply(vec![unlabelled]);
+    z.settle(Timestamp(6));
+    let late = t0 + Duration::hours(23);
+    let mut problems = Vec::new();
+    issuer.update(&z.world, z.state.view(), [&proxy].into_iter(), late, &mut problems);
+    assert!(!problems.is_empty() && Arc::ptr_eq(&first, &issuer.svids()[&proxy]), "{problems:?}");
+    assert!(issuer.next_renewal(late).unwrap() >= std::time::Duration::from_secs(1), "the reconciler would spin");
+
+    z.apply(vec![backend("backend-1", "127.0.2.10")]);
+    z.settle(Timestamp(7));
+    let earlier = t0 - Duration::minutes(5);
+    issuer.update(&z.world, z.state.view(), [&proxy].into_iter(), earlier, &mut problems);
+    // The CA is not valid yet either: the certificate stays, and nothing spins.
+    assert!(issuer.next_renewal(earlier).unwrap() >= std::time::Duration::from_secs(1));
+}
+
+#[test]
+fn a_changed_trust_domain_takes_no_trust_away() {
+    let mut z = Zone::new();
+    z.apply(vec![backend("backend-1", "127.0.2.10"), identity(json!({}))]);
+    z.settle(Timestamp(5));
+    let before = z.get(Kind::MeshTrust, "identity-fx89fx8cww447z7x").unwrap();
+    let Op::Put(mut changed) = identity(json!({})) else { panic!() };
+    changed.spec["spiffeID"]["trustDomain"] = json!("other.local");
+    z.apply(vec![Op::Put(changed)]);
+    z.settle(Timestamp(6));
+    assert_eq!(z.get(Kind::MeshTrust, "identity-fx89fx8cww447z7x").unwrap()["spec"], before["spec"]);
+    let status = z.get(Kind::MeshIdentity, "identity-fx89fx8cww447z7x").unwrap()["status"].to_string();
+    assert!(status.contains("cannot be changed"), "{status}");
+}
+
+#[test]
+fn half_a_ca_is_reported_and_never_completed() {
+    let mut z = Zone::new();
+    z.apply(vec![backend("backend-1", "127.0.2.10"), identity(json!({}))]);
+    z.settle(Timestamp(5));
+    z.apply(vec![Op::delete(key(Kind::Secret, "identity-private-key"))]);
+    z.settle(Timestamp(6));
+    assert!(z.get(Kind::Secret, "identity-private-key").is_none(), "a key of another CA");
+    assert!(z.problems.iter().any(|p| p.contains("complete CA")), "{:?}", z.problems);
+}

@@ -328,3 +328,76 @@ fn garbage_closes_the_stream_with_a_typed_status() {
     let unknown = DeltaDiscoveryRequest { type_url: "type.googleapis.com/nonsense".into(), ..DeltaDiscoveryRequest::default() };
     assert!(machine.handle(Event::Request(unknown)).is_empty());
 }
+
+/// A machine whose client holds cluster `c0` and listener `l0` on its route, all acknowledged.
+fn settled_machine() -> Machine {
+    let mut machine = Machine::new();
+    let mut actions = machine.handle(Event::Snapshot(snapshot(&with_listener("l0", 1), 1)));
+    for kind in [XdsType::Cluster, XdsType::Endpoint, XdsType::Listener, XdsType::Route] {
+        let mut request = Envoy::request(kind);
+        match kind {
+            XdsType::Endpoint => request.resource_names_subscribe = vec!["c0".into()],
+            XdsType::Route => request.resource_names_subscribe = vec!["r0".into()],
+            _ => {}
+        }
+        actions.extend(machine.handle(Event::Request(request)));
+        actions = acknowledge(&mut machine, actions);
+    }
+    machine
+}
+
+fn with_listener(name: &str, version: u8) -> Config {
+    let mut config = Config { clusters: [("c0".into(), 1)].into(), endpoints: [("c0".into(), 1)].into(), ..Config::default() };
+    config.listeners.insert(name.into(), version);
+    config.routes.insert("r0".into(), ["c0".into()].into());
+    config
+}
+
+/// Acknowledges every response among `actions`; returns what follows.
+fn acknowledge(machine: &mut Machine, actions: Vec<Action>) -> Vec<Action> {
+    let mut after = Vec::new();
+    for action in actions {
+        if let Action::Send { kind, response, .. } = action {
+            after.extend(machine.handle(Event::Request(DeltaDiscoveryRequest { response_nonce: response.nonce, ..Envoy::request(kind) })));
+        }
+    }
+    after
+}
+
+#[test]
+fn a_listener_that_takes_the_place_of_another_comes_with_its_removal() {
+    let mut machine = settled_machine();
+    let actions = machine.handle(Event::Snapshot(snapshot(&with_listener("l1", 1), 2)));
+    let [Action::Send { kind: XdsType::Listener, response, .. }] = actions.as_slice() else { panic!("{actions:?}") };
+    assert_eq!(response.resources.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["l1"]);
+    assert_eq!(response.removed_resources, ["l0"]);
+}
+
+#[test]
+fn clusters_stay_while_a_refused_route_keeps_its_older_form() {
+    let mut machine = settled_machine();
+    let mut config = with_listener("l0", 1);
+    (config.clusters, config.endpoints) = ([("c1".into(), 1)].into(), [("c1".into(), 1)].into());
+    config.routes.insert("r0".into(), ["c1".into()].into());
+    let mut actions = machine.handle(Event::Snapshot(snapshot(&config, 2)));
+    let mut subscribe = Envoy::request(XdsType::Endpoint);
+    subscribe.resource_names_subscribe = vec!["c1".into()];
+    actions.extend(machine.handle(Event::Request(subscribe)));
+    let actions = acknowledge(&mut machine, actions);
+    let [.., Action::Send { kind: XdsType::Route, response, .. }] = actions.as_slice() else { panic!("{actions:?}") };
+    let refusal = DeltaDiscoveryRequest {
+        response_nonce: response.nonce.clone(),
+        error_detail: Some(ErrorDetail { code: 13, message: "bad".into() }),
+        ..Envoy::request(XdsType::Route)
+    };
+    let actions = machine.handle(Event::Request(refusal));
+    assert!(!actions.iter().any(|a| matches!(a, Action::Send { .. })), "c0 is taken from under the older route: {actions:?}");
+    assert!(actions.iter().any(|a| matches!(a, Action::Report(Report::Settled { refused: true, .. }))), "{actions:?}");
+    // Once the refused content is gone, nothing is refused any more, and the old cluster goes.
+    config.routes.insert("r0".into(), BTreeSet::new());
+    let actions = machine.handle(Event::Snapshot(snapshot(&config, 3)));
+    let actions = acknowledge(&mut machine, actions);
+    assert!(actions.iter().any(|a| matches!(a, Action::Send { kind: XdsType::Cluster, response, .. } if response.removed_resources == ["c0"])), "{actions:?}");
+    let actions = acknowledge(&mut machine, actions);
+    assert!(actions.iter().any(|a| matches!(a, Action::Report(Report::Settled { refused: false, .. }))), "{actions:?}");
+}

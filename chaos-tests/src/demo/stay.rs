@@ -4,17 +4,12 @@ use crate::demo::topology::port;
 
 /// Prints it.
 pub async fn tell(demo: &mut Demo) {
-    let here = std::env::current_dir().unwrap_or_default();
-    let short = |path: std::path::PathBuf| {
-        path.strip_prefix(&here)
-            .map_or(path.clone(), std::path::Path::to_path_buf)
-            .display()
-            .to_string()
-    };
+    // Whole paths, so that a command works from any folder.
+    let short = |path: std::path::PathBuf| path.canonicalize().unwrap_or(path).display().to_string();
     let Some(global) = demo.topology.globals.first() else { return };
     let curl = |control_plane: &str| {
         format!(
-            "curl -s --cacert {} -H \"Authorization: Bearer $(cat {})\"",
+            "curl -sS --fail-with-body --cacert {} -H \"Authorization: Bearer $(cat {})\"",
             short(demo.places.ca_file(control_plane)),
             short(demo.places.admin_token_file(control_plane))
         )
@@ -25,7 +20,6 @@ pub async fn tell(demo: &mut Demo) {
     let curl_global = curl(&global.name());
     println!("\n== It stays up until Ctrl-C. To try:");
     println!("\n the frontend calls the backend (its application speaks to its sidecar's outbound)\n   curl -s {call}");
-    println!("   curl -s -H 'x-version: a' {call}");
     println!("\n zones, resources, proxies, at the global control plane\n   {curl_global} {api}/zones/_overview");
     println!("   {curl_global} {api}/meshes/default/meshservices");
     println!("   {curl_global} {api}/meshes/default/dataplane-insights");
@@ -36,6 +30,12 @@ pub async fn tell(demo: &mut Demo) {
         "   {curl_global} -X PUT -H 'content-type: application/yaml' --data-binary @{} {api}/meshes/default/meshtrafficpermissions/allow-frontend",
         short(demo.places.resources.join("allow-frontend.yaml"))
     );
+    println!("\n send calls with a header east, all others west");
+    println!(
+        "   {curl_global} -X PUT -H 'content-type: application/yaml' --data-binary @{} {api}/meshes/default/meshhttproutes/backend-canary",
+        short(demo.places.resources.join("mesh-http-route-header.yaml"))
+    );
+    println!("   curl -s -H 'x-canary: yes' {call}");
     println!("\n the zones' own APIs");
     for zone in &demo.topology.zones {
         println!(

@@ -1,4 +1,4 @@
-//! The resources every control plane starts with: the default Mesh, the keys that sign tokens, the first administrator's token,
+//! The resources every control plane starts with: the default Mesh, a zone's own Zone, the keys that sign tokens, the first administrator's token,
 //! the id of the deployment.
 //! Invariant: idempotent, and one atomic changeset: a crash leaves all of it or nothing. Several nodes may do it at once.
 //! Source: `reference/api.md` 4.4 and 5.1. Different: a federated zone has administrators of its own, since no address is trusted
@@ -161,6 +161,12 @@ async fn missing(catalog: &Catalog, site: &Site, options: &Options) -> Result<Ve
         if options.default_mesh && catalog.get(&default).is_none() {
             ops.push(create(site, default, serde_json::json!({}), None));
             ops.extend(defaults::of_mesh(site, catalog, "default", &[]).await?);
+        }
+    }
+    if let Site::Zone { name, .. } = site {
+        let key = ResourceKey::new(Kind::Zone, "", name.as_str())?;
+        if catalog.get(&key).is_none() {
+            ops.push(create(site, key, serde_json::json!({}), None));
         }
     }
     let (key_id, key) = match keys::newest(catalog, Kind::GlobalSecret, "", keys::USER_KEY) {

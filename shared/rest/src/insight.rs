@@ -289,7 +289,8 @@ pub(crate) fn of_all(catalog: &Catalog) -> GlobalInsight {
     }
     for service in catalog.list(Kind::MeshService) {
         let proxies = service.status::<MeshServiceStatus>().unwrap_or_default().dataplane_proxies;
-        let serving = proxies.connected.unwrap_or(0).min(proxies.healthy.unwrap_or(0));
+        let healthy = proxies.healthy.unwrap_or(0);
+        let serving = proxies.connected.unwrap_or(healthy).min(healthy);
         found.services.internal.count(serving, proxies.total.unwrap_or(0));
     }
     for (online, total) in gateway_services(catalog).into_values() {

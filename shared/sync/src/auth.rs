@@ -40,13 +40,17 @@ impl TokenAuth {
 fn keys(view: &View) -> KeySet {
     let mut keys = KeySet::new();
     for secret in view.list(Kind::GlobalSecret) {
-        let Some(rest) = secret.name().strip_prefix(SIGNING_KEY_PREFIX) else { continue };
+        let Some(rest) = secret.name().strip_prefix(SIGNING_KEY_PREFIX) else {
+            continue;
+        };
         let id = match rest.strip_prefix('-') {
             Some(id) => id,
             None if rest.is_empty() => "0",
             None => continue,
         };
-        let Some(pem) = secret.spec::<Secret>().ok().and_then(|s| s.bytes()) else { continue };
+        let Some(pem) = secret.spec::<Secret>().ok().and_then(|s| s.bytes()) else {
+            continue;
+        };
         match VerifyingKey::parse(&pem) {
             Ok(key) => keys.insert(id, key),
             Err(error) => tracing::warn!(secret = secret.name(), %error, "not a signing key"),
@@ -72,7 +76,9 @@ impl ZoneAuth for TokenAuth {
         let valid = token::validate::<ZoneClaims>(token, &keys(&view), &revocations(&view), OffsetDateTime::now_utc())
             .map_err(|error| Denied::Invalid(error.to_string()))?;
         if valid.claims.zone != zone.as_str() {
-            return Err(Denied::OtherZone { token_zone: valid.claims.zone.chars().take(64).collect() });
+            return Err(Denied::OtherZone {
+                token_zone: valid.claims.zone.chars().take(64).collect(),
+            });
         }
         if !valid.claims.scope.is_empty() && !valid.claims.scope.iter().any(|s| s == SCOPE) {
             return Err(Denied::Invalid("its scope does not hold \"cp\"".into()));

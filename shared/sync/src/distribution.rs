@@ -50,7 +50,9 @@ impl Distribution {
     /// All of a kind, ordered by name.
     pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = (&WireKey, &Arc<Entry>)> {
         let start: WireKey = (kind, "".into());
-        self.entries.range((Bound::Included(start), Bound::Unbounded)).take_while(move |((k, _), _)| *k == kind)
+        self.entries
+            .range((Bound::Included(start), Bound::Unbounded))
+            .take_while(move |((k, _), _)| *k == kind)
     }
 
     /// Names of a kind that may differ between `older` and this picture of the same distributor. Exact where the log reaches.
@@ -115,7 +117,14 @@ impl Distributor {
         for key in suspects {
             let entry = match catalog.get(&key) {
                 None => None,
-                Some(resource) => match map(&Context { catalog: &catalog, trust: &self.trust }, &self.class, resource) {
+                Some(resource) => match map(
+                    &Context {
+                        catalog: &catalog,
+                        trust: &self.trust,
+                    },
+                    &self.class,
+                    resource,
+                ) {
                     Ok(entry) => {
                         self.problems.remove(&key);
                         entry
@@ -135,7 +144,9 @@ impl Distributor {
             self.current.sequence += 1;
             self.current.log.insert_mut(self.current.sequence, touched.into_iter().collect());
             while self.current.log.size() > MAX_LOG {
-                let Some(oldest) = self.current.log.first().map(|(s, _)| *s) else { break };
+                let Some(oldest) = self.current.log.first().map(|(s, _)| *s) else {
+                    break;
+                };
                 self.current.log.remove_mut(&oldest);
                 self.current.floor = oldest;
             }
@@ -175,7 +186,11 @@ impl Distributor {
     }
 
     fn sources(&self, kind: Kind) -> impl Iterator<Item = ResourceKey> + '_ {
-        self.by_source.range(ResourceKey::first(kind, "")..).map(|(key, _)| key).take_while(move |key| key.kind() == kind).cloned()
+        self.by_source
+            .range(ResourceKey::first(kind, "")..)
+            .map(|(key, _)| key)
+            .take_while(move |key| key.kind() == kind)
+            .cloned()
     }
 
     /// A Zone that is switched on or off changes what others see of it; one MeshTrust may decide over another.
@@ -183,7 +198,10 @@ impl Distributor {
         let zones: BTreeSet<String> = out.iter().filter(|k| k.kind() == Kind::Zone).map(|k| k.name().to_owned()).collect();
         if !zones.is_empty() {
             for kind in self.class.kinds().filter(|k| k.descriptor().flags.across_zones()) {
-                let theirs = catalog.list(kind).into_iter().filter(|r| r.label(ursa_model::labels::ORIGIN) == Some("zone"));
+                let theirs = catalog
+                    .list(kind)
+                    .into_iter()
+                    .filter(|r| r.label(ursa_model::labels::ORIGIN) == Some("zone"));
                 out.extend(theirs.filter(|r| r.zone().is_none_or(|z| zones.contains(z))).map(|r| r.key.clone()));
             }
         }

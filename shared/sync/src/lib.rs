@@ -21,9 +21,9 @@ pub mod metrics;
 pub mod peer;
 pub mod ports;
 pub mod receiver;
+mod revision;
 pub mod sender;
 pub mod server;
-mod revision;
 mod shell;
 #[cfg(test)]
 mod testing;

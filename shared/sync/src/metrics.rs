@@ -51,10 +51,22 @@ impl Metrics {
         registry.register("kds_zone_active_connections", "Sync streams open now", self.active.clone());
         registry.register("kds_nack", "Responses refused, whole or in part", self.nacks.clone());
         registry.register("kds_resources_sent", "Resources and removals sent", self.resources_sent.clone());
-        registry.register("kds_resources_received", "Resources and removals received", self.resources_received.clone());
+        registry.register(
+            "kds_resources_received",
+            "Resources and removals received",
+            self.resources_received.clone(),
+        );
         registry.register("kds_held_removals", "Implied removals that wait for an operator", self.held.clone());
-        registry.register("kds_zone_attribution_rewrites", "Resources sent under another zone's name", self.rewrites.clone());
-        registry.register("kds_trust_quarantined", "MeshTrusts whose trust domain belongs to another zone", self.quarantined.clone());
+        registry.register(
+            "kds_zone_attribution_rewrites",
+            "Resources sent under another zone's name",
+            self.rewrites.clone(),
+        );
+        registry.register(
+            "kds_trust_quarantined",
+            "MeshTrusts whose trust domain belongs to another zone",
+            self.quarantined.clone(),
+        );
         registry.register("kds_zone_lag_revisions", "Revisions a zone is behind", self.lag.clone());
         registry.register("kds_denied", "Zones refused for lack of a valid token", self.denied.clone());
         registry.register("kds_reconnects", "Connections to a global that ended", self.reconnects.clone());
@@ -63,16 +75,24 @@ impl Metrics {
     /// Makes a zone's refusals show as zero before there are any: a counter that is missing cannot be told from one that is not
     /// counted.
     pub(crate) fn announce(&self, zone: &str) {
-        for kind in ursa_model::kind::ALL.iter().filter(|k| k.descriptor().flags.requested_by_zone() || k.descriptor().flags.zone_to_global()) {
+        for kind in ursa_model::kind::ALL
+            .iter()
+            .filter(|k| k.descriptor().flags.requested_by_zone() || k.descriptor().flags.zone_to_global())
+        {
             let _ = self.nacks.get_or_create(&Self::kind(zone, *kind));
         }
     }
 
     pub(crate) fn zone(name: &str) -> ZoneLabel {
-        ZoneLabel { zone_name: name.to_owned() }
+        ZoneLabel {
+            zone_name: name.to_owned(),
+        }
     }
 
     pub(crate) fn kind(zone: &str, kind: ursa_model::Kind) -> KindLabel {
-        KindLabel { zone_name: zone.to_owned(), resource_type: kind.name() }
+        KindLabel {
+            zone_name: zone.to_owned(),
+            resource_type: kind.name(),
+        }
     }
 }

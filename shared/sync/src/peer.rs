@@ -77,7 +77,10 @@ impl Features {
     }
 
     pub fn names(self) -> impl Iterator<Item = &'static str> {
-        Self::NAMES.iter().filter(move |(feature, _)| self.contains(*feature)).map(|(_, name)| *name)
+        Self::NAMES
+            .iter()
+            .filter(move |(feature, _)| self.contains(*feature))
+            .map(|(_, name)| *name)
     }
 }
 
@@ -119,28 +122,46 @@ fn cut(text: &str, max: usize) -> String {
 impl Peer {
     /// Reads node metadata. Never fails: what is missing or of another shape is left out.
     pub fn of(node: Option<&Node>) -> Self {
-        let Some(fields) = node.and_then(|n| n.metadata.as_ref()).map(|m| &m.fields) else { return Self::default() };
+        let Some(fields) = node.and_then(|n| n.metadata.as_ref()).map(|m| &m.fields) else {
+            return Self::default();
+        };
         let text = |name: &str| fields.get(name).and_then(as_str).unwrap_or_default();
         let names = match fields.get("features").and_then(|v| v.kind.as_ref()) {
             Some(value::Kind::ListValue(list)) => Features::from_names(list.values.iter().filter_map(as_str)),
             _ => Features::default(),
         };
-        let kuma_cp = fields.get("version").and_then(as_struct).and_then(|v| v.fields.get("kumaCp")).and_then(as_struct);
-        let version = ["version", "gitTag", "gitCommit", "buildDate"]
-            .map(|name| cut(kuma_cp.and_then(|v| v.fields.get(name)).and_then(as_str).unwrap_or_default(), MAX_TEXT));
+        let kuma_cp = fields
+            .get("version")
+            .and_then(as_struct)
+            .and_then(|v| v.fields.get("kumaCp"))
+            .and_then(as_struct);
+        let version = ["version", "gitTag", "gitCommit", "buildDate"].map(|name| {
+            cut(
+                kuma_cp.and_then(|v| v.fields.get(name)).and_then(as_str).unwrap_or_default(),
+                MAX_TEXT,
+            )
+        });
         let config = text("config");
         Self {
             features: names,
             version,
             // Half a JSON document is none.
-            config: if config.len() <= MAX_CONFIG { config.to_owned() } else { String::new() },
+            config: if config.len() <= MAX_CONFIG {
+                config.to_owned()
+            } else {
+                String::new()
+            },
             instance: cut(text("control-plane-id"), MAX_TEXT),
         }
     }
 
     pub fn line(&self) -> Line {
         let major_2 = self.version[0].strip_prefix('v').unwrap_or(&self.version[0]).starts_with("2.");
-        if major_2 || self.features.contains(Features::OPTIONAL_TOP_LEVEL_TARGET_REF) { Line::V2 } else { Line::V3 }
+        if major_2 || self.features.contains(Features::OPTIONAL_TOP_LEVEL_TARGET_REF) {
+            Line::V2
+        } else {
+            Line::V3
+        }
     }
 }
 
@@ -174,9 +195,13 @@ pub struct Identity {
 impl Identity {
     /// The node of an initial request, with everything that a real peer reads from it.
     pub fn full_node(&self) -> Node {
-        let string = |s: &str| Value { kind: Some(value::Kind::StringValue(s.to_owned())) };
+        let string = |s: &str| Value {
+            kind: Some(value::Kind::StringValue(s.to_owned())),
+        };
         let structure = |fields: Vec<(&str, Value)>| Value {
-            kind: Some(value::Kind::StructValue(Struct { fields: fields.into_iter().map(|(k, v)| (k.to_owned(), v)).collect() })),
+            kind: Some(value::Kind::StructValue(Struct {
+                fields: fields.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+            })),
         };
         let version = structure(vec![
             ("version", string(&self.version)),
@@ -184,20 +209,34 @@ impl Identity {
             ("gitCommit", string("")),
             ("buildDate", string("")),
         ]);
-        let features = ListValue { values: Features::OURS_IN_NODE.names().map(string).collect() };
+        let features = ListValue {
+            values: Features::OURS_IN_NODE.names().map(string).collect(),
+        };
         let fields: BTreeMap<String, Value> = [
             ("version".to_owned(), structure(vec![("kumaCp", version)])),
             ("config".to_owned(), string(&self.config)),
             ("control-plane-id".to_owned(), string(&self.instance)),
-            ("features".to_owned(), Value { kind: Some(value::Kind::ListValue(features)) }),
+            (
+                "features".to_owned(),
+                Value {
+                    kind: Some(value::Kind::ListValue(features)),
+                },
+            ),
         ]
         .into();
-        Node { id: self.zone.clone(), cluster: String::new(), metadata: Some(Struct { fields }) }
+        Node {
+            id: self.zone.clone(),
+            cluster: String::new(),
+            metadata: Some(Struct { fields }),
+        }
     }
 
     /// The node of an ACK. Never leave it out: a real Kuma panics on a request without node.
     pub fn bare_node(&self) -> Node {
-        Node { id: self.zone.clone(), ..Node::default() }
+        Node {
+            id: self.zone.clone(),
+            ..Node::default()
+        }
     }
 }
 
@@ -207,10 +246,18 @@ mod tests {
 
     #[test]
     fn what_we_say_is_what_we_read() {
-        let me = Identity { zone: "east".into(), instance: "east-1".into(), version: "0.1.0".into(), config: "{}".into() };
+        let me = Identity {
+            zone: "east".into(),
+            instance: "east-1".into(),
+            version: "0.1.0".into(),
+            config: "{}".into(),
+        };
         let peer = Peer::of(Some(&me.full_node()));
         assert_eq!(peer.features, Features::OURS_IN_NODE);
-        assert_eq!((peer.version[0].as_str(), peer.config.as_str(), peer.instance.as_str()), ("0.1.0", "{}", "east-1"));
+        assert_eq!(
+            (peer.version[0].as_str(), peer.config.as_str(), peer.instance.as_str()),
+            ("0.1.0", "{}", "east-1")
+        );
         assert_eq!(peer.line(), Line::V3);
         assert_eq!(Peer::of(Some(&me.bare_node())), Peer::default());
         assert_eq!(Peer::of(None), Peer::default());
@@ -218,7 +265,11 @@ mod tests {
 
     #[test]
     fn a_2_14_zone_is_known_by_version_or_feature() {
-        let with = |version: &str, features| Peer { version: [version.into(), "".into(), "".into(), "".into()], features, ..Peer::default() };
+        let with = |version: &str, features| Peer {
+            version: [version.into(), "".into(), "".into(), "".into()],
+            features,
+            ..Peer::default()
+        };
         assert_eq!(with("2.14.3", Features::default()).line(), Line::V2);
         assert_eq!(with("", Features::OPTIONAL_TOP_LEVEL_TARGET_REF).line(), Line::V2);
         assert_eq!(with("3.0.0", Features::default()).line(), Line::V3);

@@ -21,7 +21,12 @@ impl Source {
     /// `durable` must show a revision before the write that made it is answered ([`Sink::apply`]).
     pub fn new(role: Role, durable: watch::Receiver<View>, observed: Observed) -> Self {
         let observed_changes = observed.subscribe();
-        Self { role, durable, observed, observed_changes }
+        Self {
+            role,
+            durable,
+            observed,
+            observed_changes,
+        }
     }
 
     /// The newest picture; marks it as seen by [`Source::changed`].
@@ -35,7 +40,11 @@ impl Source {
 
     /// The newest picture, without marking anything as seen.
     pub fn peek(&self) -> Catalog {
-        Catalog { role: self.role, durable: self.durable.borrow().clone(), observed: self.observed_changes.borrow().clone() }
+        Catalog {
+            role: self.role,
+            durable: self.durable.borrow().clone(),
+            observed: self.observed_changes.borrow().clone(),
+        }
     }
 
     /// The observed tier, to write to.

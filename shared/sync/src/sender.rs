@@ -161,12 +161,16 @@ impl Sender {
 
     /// Something was refused and is not being retried: a timer with back-off should run and end in [`Event::Retry`].
     pub fn wants_retry(&self) -> bool {
-        self.types.values().any(|t| !t.refused.is_empty() && t.retry.is_empty() && t.in_flight.is_empty())
+        self.types
+            .values()
+            .any(|t| !t.refused.is_empty() && t.retry.is_empty() && t.in_flight.is_empty())
     }
 
     /// What the peer refuses now.
     pub fn refused(&self) -> impl Iterator<Item = (Kind, &str, &Refused)> {
-        self.types.iter().flat_map(|(kind, t)| t.refused.iter().map(move |(name, r)| (*kind, name.as_ref(), r)))
+        self.types
+            .iter()
+            .flat_map(|(kind, t)| t.refused.iter().map(move |(name, r)| (*kind, name.as_ref(), r)))
     }
 
     /// Unanswered responses of a type.
@@ -213,7 +217,9 @@ impl Sender {
     fn on_answer(&mut self, kind: Kind, nonce: u64, error: Option<String>, out: &mut Vec<Action>) {
         let Some(state) = self.types.get_mut(&kind) else { return };
         // A stale nonce answers nothing.
-        let Some(position) = state.in_flight.iter().position(|f| f.nonce == nonce) else { return };
+        let Some(position) = state.in_flight.iter().position(|f| f.nonce == nonce) else {
+            return;
+        };
         let Some(answered) = state.in_flight.remove(position) else { return };
         let Some(text) = error else {
             for (name, version) in &answered.names {
@@ -236,13 +242,29 @@ impl Sender {
                 state.refused.remove(name);
             }
         }
-        let names = if suspect.is_none() { blamed.iter().map(|(name, _)| name.to_string()).collect() } else { Vec::new() };
+        let names = if suspect.is_none() {
+            blamed.iter().map(|(name, _)| name.to_string()).collect()
+        } else {
+            Vec::new()
+        };
         for (name, version) in blamed {
             // Towards a peer with rounds something newer may be on its way, which will get an answer of its own.
-            if state.sent.as_ref().and_then(|s| s.get(&(kind, name.clone()))).is_none_or(|e| e.version != version) {
+            if state
+                .sent
+                .as_ref()
+                .and_then(|s| s.get(&(kind, name.clone())))
+                .is_none_or(|e| e.version != version)
+            {
                 continue;
             }
-            state.refused.insert(name, Refused { version, text: text.clone(), suspect });
+            state.refused.insert(
+                name,
+                Refused {
+                    version,
+                    text: text.clone(),
+                    suspect,
+                },
+            );
         }
         out.push(Action::Report(Report::Nacked { kind, names, text }));
         if let Some(group) = suspect {
@@ -253,7 +275,12 @@ impl Sender {
     /// Queues both halves of a group of suspects.
     fn split(&mut self, kind: Kind, group: u64) {
         let Some(state) = self.types.get_mut(&kind) else { return };
-        let names: Vec<_> = state.refused.iter().filter(|(_, r)| r.suspect == Some(group)).map(|(n, _)| n.clone()).collect();
+        let names: Vec<_> = state
+            .refused
+            .iter()
+            .filter(|(_, r)| r.suspect == Some(group))
+            .map(|(n, _)| n.clone())
+            .collect();
         let half = names.len().div_ceil(2).max(1);
         state.retry.extend(names.chunks(half).map(<[_]>::to_vec));
     }
@@ -280,7 +307,9 @@ impl Sender {
                 complete &= state.sent.as_ref().is_some_and(|s| s.sequence() == content.sequence());
                 continue;
             }
-            let Some((upserts, removals)) = next_response(&self.config.recipient, kind, state, &content) else { continue };
+            let Some((upserts, removals)) = next_response(&self.config.recipient, kind, state, &content) else {
+                continue;
+            };
             let response = self.respond(kind, &content, &upserts, removals, out);
             out.push(Action::Send(response));
         }
@@ -301,16 +330,24 @@ impl Sender {
         let nonce = self.last_nonce;
         self.dirty = true;
         if let Some(state) = self.types.get_mut(&kind) {
-            state.in_flight.push_back(InFlight { nonce, names: upserts.iter().map(|e| (e.name.clone(), e.version.clone())).collect() });
+            state.in_flight.push_back(InFlight {
+                nonce,
+                names: upserts.iter().map(|e| (e.name.clone(), e.version.clone())).collect(),
+            });
         }
-        out.push(Action::Report(Report::Sent { kind, resources: upserts.len() + removals.len() }));
+        out.push(Action::Report(Report::Sent {
+            kind,
+            resources: upserts.len() + removals.len(),
+        }));
         DeltaDiscoveryResponse {
             system_version_info: revision::format(content.at()),
             resources: upserts.iter().map(|e| resource(e)).collect(),
             type_url: kind.name().to_owned(),
             nonce: nonce.to_string(),
             removed_resources: removals.iter().map(ToString::to_string).collect(),
-            control_plane: Some(ControlPlane { identifier: self.config.identifier.clone() }),
+            control_plane: Some(ControlPlane {
+                identifier: self.config.identifier.clone(),
+            }),
         }
     }
 
@@ -327,7 +364,9 @@ impl Sender {
                     system_version_info: revision::format(at),
                     type_url: PROGRESS_TYPE_URL.to_owned(),
                     nonce: self.last_nonce.to_string(),
-                    control_plane: Some(ControlPlane { identifier: self.config.identifier.clone() }),
+                    control_plane: Some(ControlPlane {
+                        identifier: self.config.identifier.clone(),
+                    }),
                     ..DeltaDiscoveryResponse::default()
                 }));
             }
@@ -346,7 +385,11 @@ type Delta = (Vec<Arc<Entry>>, Vec<Arc<str>>);
 fn next_response(recipient: &Recipient, kind: Kind, state: &mut TypeState, content: &Distribution) -> Option<Delta> {
     let visible = |d: &Distribution, name: &Arc<str>| d.get(&(kind, name.clone())).filter(|e| recipient.sees(e)).cloned();
     let Some(sent) = state.sent.replace(content.clone()) else {
-        let all = content.of_kind(kind).filter(|(_, e)| recipient.sees(e)).map(|(_, e)| e.clone()).collect();
+        let all = content
+            .of_kind(kind)
+            .filter(|(_, e)| recipient.sees(e))
+            .map(|(_, e)| e.clone())
+            .collect();
         return Some((all, Vec::new()));
     };
     let mut upserts = Vec::new();
@@ -366,7 +409,11 @@ fn next_response(recipient: &Recipient, kind: Kind, state: &mut TypeState, conte
     }
     // Retries come after news.
     while let Some(group) = state.retry.pop_front() {
-        let again: Vec<_> = group.iter().filter(|n| state.refused.contains_key(*n)).filter_map(|n| visible(content, n)).collect();
+        let again: Vec<_> = group
+            .iter()
+            .filter(|n| state.refused.contains_key(*n))
+            .filter_map(|n| visible(content, n))
+            .collect();
         if !again.is_empty() {
             return Some((again, Vec::new()));
         }
@@ -377,7 +424,10 @@ fn next_response(recipient: &Recipient, kind: Kind, state: &mut TypeState, conte
 fn resource(entry: &Entry) -> Resource {
     Resource {
         version: entry.version.to_string(),
-        resource: Some(prost_types::Any { type_url: wire::RESOURCE_TYPE_URL.to_owned(), value: entry.bytes.to_vec() }),
+        resource: Some(prost_types::Any {
+            type_url: wire::RESOURCE_TYPE_URL.to_owned(),
+            value: entry.bytes.to_vec(),
+        }),
         name: entry.name.to_string(),
         aliases: Vec::new(),
     }

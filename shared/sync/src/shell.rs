@@ -261,7 +261,14 @@ pub(crate) async fn propose(sink: &dyn Sink, set: Changeset, cancel: &Cancellati
 
 /// A changeset of independent ops, as of now.
 pub(crate) fn changeset(ops: Vec<Op>, actor: &str) -> Changeset {
-    Changeset { id: request_id(), at: Timestamp::now(), mode: Mode::Each, ops, global: None, actor: actor.to_owned() }
+    Changeset {
+        id: request_id(),
+        at: Timestamp::now(),
+        mode: Mode::Each,
+        ops,
+        global: None,
+        actor: actor.to_owned(),
+    }
 }
 
 /// What the store refused of `ops`.
@@ -278,6 +285,8 @@ pub(crate) async fn barrier(sink: &dyn Sink) -> Result<(), Status> {
     match within(BARRIER, sink.barrier()).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(err)) => Err(Status::unavailable(err.to_string())),
-        Err(late) => Err(Status::unavailable(format!("the store does not confirm that it is up to date: {late}"))),
+        Err(late) => Err(Status::unavailable(format!(
+            "the store does not confirm that it is up to date: {late}"
+        ))),
     }
 }

@@ -38,13 +38,25 @@ pub fn made_at(site: labels::Site<'_>, key: &ResourceKey) -> Labels {
 }
 
 pub fn put_op(key: ResourceKey, labels: Labels, spec: Value) -> Op {
-    Op::Put(Put { key, labels, spec, status: None, owner: None, expect: Default::default() })
+    Op::Put(Put {
+        key,
+        labels,
+        spec,
+        status: None,
+        owner: None,
+        expect: Default::default(),
+    })
 }
 
 impl Memory {
     pub fn new(role: Role, history: u128) -> Self {
         let mut state = State::default();
-        state.apply(1, &Command::Init { history: HistoryId(history) });
+        state.apply(
+            1,
+            &Command::Init {
+                history: HistoryId(history),
+            },
+        );
         let views = watch::Sender::new(state.view().clone());
         Self {
             role,
@@ -95,7 +107,11 @@ impl Memory {
     }
 
     pub fn catalog(&self) -> Catalog {
-        Catalog { role: self.role, durable: self.view(), observed: self.observed.view() }
+        Catalog {
+            role: self.role,
+            durable: self.view(),
+            observed: self.observed.view(),
+        }
     }
 
     pub fn get(&self, kind: Kind, mesh: &str, name: &str) -> Option<Arc<Resource>> {

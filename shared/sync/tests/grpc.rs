@@ -25,15 +25,13 @@ use ursa_model::{
 use ursa_pki::token::{SigningKey, ZoneClaims, issue};
 use ursa_proto::{
     discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource},
-    kds::{
-        ZoneHealthCheckRequest, global_kds_service_client::GlobalKdsServiceClient, kds_sync_service_client::KdsSyncServiceClient,
-    },
+    kds::{ZoneHealthCheckRequest, global_kds_service_client::GlobalKdsServiceClient, kds_sync_service_client::KdsSyncServiceClient},
 };
 use ursa_runtime::{OnExit, Stages, Tasks, serve, tls};
 use ursa_state::{Applied, Changeset, Role};
 use ursa_sync::{
-    ClientConfig, ClientParts, ClientStatus, KdsClient, KdsServer, MAX_MESSAGE_BYTES, Metrics, PROGRESS_TYPE_URL, ServerConfig, ServerParts,
-    Sink, SinkError, Source, TokenAuth, client::Token, peer::Identity,
+    ClientConfig, ClientParts, ClientStatus, KdsClient, KdsServer, MAX_MESSAGE_BYTES, Metrics, PROGRESS_TYPE_URL, ServerConfig,
+    ServerParts, Sink, SinkError, Source, TokenAuth, client::Token, peer::Identity,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -48,7 +46,9 @@ async fn wait(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
+    tokio::time::timeout(PATIENCE, future)
+        .await
+        .unwrap_or_else(|_| panic!("not within {PATIENCE:?}: {what}"))
 }
 
 #[derive(Clone)]
@@ -95,7 +95,14 @@ impl Global {
         Self::serve(memory, signing, dir, tls, listener, address)
     }
 
-    fn serve(memory: Memory, signing: SigningKey, dir: tempfile::TempDir, tls: tls::ServerTls, listener: TcpListener, address: SocketAddr) -> Self {
+    fn serve(
+        memory: Memory,
+        signing: SigningKey,
+        dir: tempfile::TempDir,
+        tls: tls::ServerTls,
+        listener: TcpListener,
+        address: SocketAddr,
+    ) -> Self {
         let (tasks, stages) = (Tasks::new(), Stages::default());
         let parts = ServerParts {
             source: source(&memory),
@@ -105,7 +112,11 @@ impl Global {
             metrics: Metrics::default(),
             tasks: tasks.clone(),
         };
-        let config = ServerConfig { instance_id: "global-1".into(), version: "0.1.0".into(), health_check_interval: Duration::from_secs(10) };
+        let config = ServerConfig {
+            instance_id: "global-1".into(),
+            version: "0.1.0".into(),
+            health_check_interval: Duration::from_secs(10),
+        };
         let server = KdsServer::new(config, parts);
         tasks.spawn("kds", OnExit::Shutdown, |cancel| server.clone().run(cancel));
         let router = server.router();
@@ -113,12 +124,29 @@ impl Global {
         tasks.spawn("kds-port", OnExit::Shutdown, |cancel| {
             serve::https(listener, tls_config, router, serve::Limits::default(), listener_tasks, cancel)
         });
-        Self { memory, server, stages, tasks, address, tls, signing, _dir: dir }
+        Self {
+            memory,
+            server,
+            stages,
+            tasks,
+            address,
+            tls,
+            signing,
+            _dir: dir,
+        }
     }
 
     /// Another process over the same store, on the same port.
     async fn restart(self) -> Self {
-        let Self { memory, tasks, address, tls, signing, _dir, .. } = self;
+        let Self {
+            memory,
+            tasks,
+            address,
+            tls,
+            signing,
+            _dir,
+            ..
+        } = self;
         tasks.cancel_token().cancel();
         within("the old server ends", tasks.idle()).await;
         assert_eq!(tasks.panics(), 0);
@@ -127,27 +155,53 @@ impl Global {
     }
 
     fn token(&self, zone: &str) -> String {
-        let claims = ZoneClaims { zone: zone.into(), scope: vec![] };
-        issue(&self.signing, "1", &claims, Duration::from_secs(3600), time::OffsetDateTime::now_utc()).unwrap().token
+        let claims = ZoneClaims {
+            zone: zone.into(),
+            scope: vec![],
+        };
+        issue(
+            &self.signing,
+            "1",
+            &claims,
+            Duration::from_secs(3600),
+            time::OffsetDateTime::now_utc(),
+        )
+        .unwrap()
+        .token
     }
 
     fn insight(&self, zone: &str) -> ZoneInsight {
-        self.memory.get(Kind::ZoneInsight, "", zone).and_then(|r| r.spec().ok()).unwrap_or_default()
+        self.memory
+            .get(Kind::ZoneInsight, "", zone)
+            .and_then(|r| r.spec().ok())
+            .unwrap_or_default()
     }
 
     async fn channel(&self) -> Channel {
         let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(self.tls.ca_pem()));
-        Endpoint::from_shared(format!("https://{}", self.address)).unwrap().tls_config(tls).unwrap().connect().await.unwrap()
+        Endpoint::from_shared(format!("https://{}", self.address))
+            .unwrap()
+            .tls_config(tls)
+            .unwrap()
+            .connect()
+            .await
+            .unwrap()
     }
 
     /// A client without our code between: what a zone could send.
     async fn raw(&self) -> KdsSyncServiceClient<Channel> {
-        KdsSyncServiceClient::new(self.channel().await).max_encoding_message_size(64 * 1024 * 1024).accept_compressed(CompressionEncoding::Gzip)
+        KdsSyncServiceClient::new(self.channel().await)
+            .max_encoding_message_size(64 * 1024 * 1024)
+            .accept_compressed(CompressionEncoding::Gzip)
     }
 
     /// Everything stored, to compare.
     fn everything(&self) -> Vec<String> {
-        self.memory.view().iter().map(|r| format!("{:?}@{}", r.key, r.mod_revision)).collect()
+        self.memory
+            .view()
+            .iter()
+            .map(|r| format!("{:?}@{}", r.key, r.mod_revision))
+            .collect()
     }
 }
 
@@ -162,7 +216,12 @@ struct Zone {
 
 impl Zone {
     fn start(global: &Global, name: &'static str, history: u128) -> Self {
-        Self::with(Memory::new(Role::Zone, history), global, name, Token::Text(global.token(name).into()))
+        Self::with(
+            Memory::new(Role::Zone, history),
+            global,
+            name,
+            Token::Text(global.token(name).into()),
+        )
     }
 
     fn with(memory: Memory, global: &Global, name: &'static str, token: Token) -> Self {
@@ -186,7 +245,13 @@ impl Zone {
         };
         let (client, status) = KdsClient::new(config, parts).unwrap();
         tasks.spawn("kds", OnExit::Shutdown, |cancel| client.run(cancel));
-        Self { memory, name, status, stages, tasks }
+        Self {
+            memory,
+            name,
+            status,
+            stages,
+            tasks,
+        }
     }
 
     fn put(&self, kind: Kind, name: &str, spec: Value) {
@@ -198,7 +263,10 @@ impl Zone {
     }
 
     async fn caught_up(&self, global: &Global) {
-        wait("the zone runs the newest revision", || self.memory.view().global() == Some(global.memory.view().at_global())).await;
+        wait("the zone runs the newest revision", || {
+            self.memory.view().global() == Some(global.memory.view().at_global())
+        })
+        .await;
     }
 
     async fn stop(self) -> Memory {
@@ -237,52 +305,119 @@ async fn a_change_travels_in_both_directions() {
         assert!(zone.memory.get(Kind::Mesh, "", "default").is_some());
     }
     // Down, with its revision.
-    global.memory.put(Site::Global, Kind::MeshTrafficPermission, "default", "allow-frontend", permission());
+    global
+        .memory
+        .put(Site::Global, Kind::MeshTrafficPermission, "default", "allow-frontend", permission());
     west.caught_up(&global).await;
     let hashed = "allow-frontend-9586fw9x6wd94z46";
     let stored = west.memory.get(Kind::MeshTrafficPermission, "default", hashed).unwrap();
-    assert_eq!((stored.label(ORIGIN), stored.label(DISPLAY_NAME)), (Some("global"), Some("allow-frontend")));
+    assert_eq!(
+        (stored.label(ORIGIN), stored.label(DISPLAY_NAME)),
+        (Some("global"), Some("allow-frontend"))
+    );
     let revision = global.memory.view().revision();
     let (_, entries) = west.stages.since(0);
-    assert!(entries.iter().any(|e| e.stage == "stored" && e.revision == revision && e.subject.as_ref() == "west"));
+    assert!(
+        entries
+            .iter()
+            .any(|e| e.stage == "stored" && e.revision == revision && e.subject.as_ref() == "west")
+    );
     let (_, entries) = global.stages.since(0);
-    assert!(entries.iter().any(|e| e.stage == "sent" && e.revision == revision && e.subject.as_ref() == "west"));
+    assert!(
+        entries
+            .iter()
+            .any(|e| e.stage == "sent" && e.revision == revision && e.subject.as_ref() == "west")
+    );
     // Up, both tiers, and on to the other zone.
     west.put(Kind::MeshZoneAddress, "zone-ingress", address(10001));
-    west.put(Kind::Dataplane, "backend-1", json!({"networking": {"address": "127.0.2.10", "inbound": [{"port": 8080, "name": "http"}]}}));
-    wait("the address is in east", || east.memory.get(Kind::MeshZoneAddress, "default", "zone-ingress-xw2dzb9ccb74x47f").is_some()).await;
-    let copy = east.memory.get(Kind::MeshZoneAddress, "default", "zone-ingress-xw2dzb9ccb74x47f").unwrap();
+    west.put(
+        Kind::Dataplane,
+        "backend-1",
+        json!({"networking": {"address": "127.0.2.10", "inbound": [{"port": 8080, "name": "http"}]}}),
+    );
+    wait("the address is in east", || {
+        east.memory
+            .get(Kind::MeshZoneAddress, "default", "zone-ingress-xw2dzb9ccb74x47f")
+            .is_some()
+    })
+    .await;
+    let copy = east
+        .memory
+        .get(Kind::MeshZoneAddress, "default", "zone-ingress-xw2dzb9ccb74x47f")
+        .unwrap();
     assert_eq!((copy.label(ORIGIN), copy.label(ZONE)), (Some("global"), Some("west")));
-    wait("the Dataplane is observed", || global.memory.get(Kind::Dataplane, "default", "backend-1-bv8bz2f55764xz77").is_some()).await;
-    assert!(global.memory.view().list(Kind::Dataplane).next().is_none(), "and costs the global no log entry");
-    let at_global = global.memory.get(Kind::MeshZoneAddress, "default", "zone-ingress-xw2dzb9ccb74x47f").unwrap();
+    wait("the Dataplane is observed", || {
+        global
+            .memory
+            .get(Kind::Dataplane, "default", "backend-1-bv8bz2f55764xz77")
+            .is_some()
+    })
+    .await;
+    assert!(
+        global.memory.view().list(Kind::Dataplane).next().is_none(),
+        "and costs the global no log entry"
+    );
+    let at_global = global
+        .memory
+        .get(Kind::MeshZoneAddress, "default", "zone-ingress-xw2dzb9ccb74x47f")
+        .unwrap();
     assert_eq!(at_global.owner, Some(key(Kind::Zone, "", "west")));
     // A MeshTrust reaches the other zone by itself.
     let pem = "-----BEGIN CERTIFICATE-----\nwest\n-----END CERTIFICATE-----";
-    west.put(Kind::MeshTrust, "identity", json!({"trustDomain": "default.west.mesh.local", "caBundles": [{"type": "Pem", "pem": {"value": pem}}]}));
-    wait("the trust is in east", || east.memory.view().list(Kind::MeshTrust).any(|t| t.zone() == Some("west"))).await;
+    west.put(
+        Kind::MeshTrust,
+        "identity",
+        json!({"trustDomain": "default.west.mesh.local", "caBundles": [{"type": "Pem", "pem": {"value": pem}}]}),
+    );
+    wait("the trust is in east", || {
+        east.memory.view().list(Kind::MeshTrust).any(|t| t.zone() == Some("west"))
+    })
+    .await;
     // Removals.
     global.memory.delete(Kind::MeshTrafficPermission, "default", "allow-frontend");
-    wait("removed in west", || west.memory.get(Kind::MeshTrafficPermission, "default", hashed).is_none()).await;
+    wait("removed in west", || {
+        west.memory.get(Kind::MeshTrafficPermission, "default", hashed).is_none()
+    })
+    .await;
     west.memory.delete(Kind::MeshZoneAddress, "default", "zone-ingress");
-    wait("removed in east", || east.memory.get(Kind::MeshZoneAddress, "default", "zone-ingress-xw2dzb9ccb74x47f").is_none()).await;
+    wait("removed in east", || {
+        east.memory
+            .get(Kind::MeshZoneAddress, "default", "zone-ingress-xw2dzb9ccb74x47f")
+            .is_none()
+    })
+    .await;
     // Bookkeeping.
     wait("both are online and nothing was refused", || {
         ["east", "west"].iter().all(|zone| {
             let insight = global.insight(zone);
             let total = insight.subscriptions.last().map(|s| s.status.total.clone()).unwrap_or_default();
-            insight.is_online() && insight.health_check.is_some() && total.responses_sent == total.responses_acknowledged && total.responses_rejected.is_empty()
+            insight.is_online()
+                && insight.health_check.is_some()
+                && total.responses_sent == total.responses_acknowledged
+                && total.responses_rejected.is_empty()
         })
     })
     .await;
     wait("the zones' progress is known", || {
         let newest = Some(global.memory.view().at_global());
-        global.server.progress().values().filter(|p| p.sent == newest && p.stored == newest).count() == 2
+        global
+            .server
+            .progress()
+            .values()
+            .filter(|p| p.sent == newest && p.stored == newest)
+            .count()
+            == 2
     })
     .await;
     west.stop().await;
     wait("west is offline", || !global.insight("west").is_online()).await;
-    assert!(global.memory.get(Kind::Dataplane, "default", "backend-1-bv8bz2f55764xz77").is_some(), "its end deletes nothing");
+    assert!(
+        global
+            .memory
+            .get(Kind::Dataplane, "default", "backend-1-bv8bz2f55764xz77")
+            .is_some(),
+        "its end deletes nothing"
+    );
     assert_eq!(global.tasks.panics(), 0);
 }
 
@@ -290,12 +425,17 @@ async fn a_change_travels_in_both_directions() {
 async fn a_zone_outlives_its_global_and_catches_up() {
     let global = Global::start().await;
     let zone = Zone::start(&global, "east", 0xe);
-    global.memory.put(Site::Global, Kind::MeshTrafficPermission, "default", "p", permission());
+    global
+        .memory
+        .put(Site::Global, Kind::MeshTrafficPermission, "default", "p", permission());
     zone.connected().await;
     zone.caught_up(&global).await;
     zone.put(Kind::MeshZoneAddress, "a", address(1));
     zone.put(Kind::MeshZoneAddress, "b", address(1));
-    wait("the addresses are at the global", || global.memory.view().list(Kind::MeshZoneAddress).count() == 2).await;
+    wait("the addresses are at the global", || {
+        global.memory.view().list(Kind::MeshZoneAddress).count() == 2
+    })
+    .await;
     let before = zone.memory.view();
     global.tasks.cancel_token().cancel();
     within("the server ends", global.tasks.idle()).await;
@@ -310,15 +450,29 @@ async fn a_zone_outlives_its_global_and_catches_up() {
     let global = global.restart().await;
     zone.caught_up(&global).await;
     let meshes: Vec<String> = zone.memory.view().list(Kind::Mesh).map(|m| m.name().to_owned()).collect();
-    assert_eq!(meshes, ["second"], "a global that proves to be the same is believed, roots included");
+    assert_eq!(
+        meshes,
+        ["second"],
+        "a global that proves to be the same is believed, roots included"
+    );
     assert_eq!(zone.memory.view().list(Kind::MeshTrafficPermission).count(), 0);
-    wait("the global took the zone's removal too", || global.memory.view().list(Kind::MeshZoneAddress).count() == 1).await;
+    wait("the global took the zone's removal too", || {
+        global.memory.view().list(Kind::MeshZoneAddress).count() == 1
+    })
+    .await;
     // A zone that starts anew from its disk changes nothing.
     let revision = zone.memory.view().revision();
     let memory = zone.stop().await;
     let again = Zone::with(memory, &global, "east", Token::Text(global.token("east").into()));
     again.connected().await;
-    wait("the reconnect is through", || global.server.progress().values().any(|p| p.stored == Some(global.memory.view().at_global()))).await;
+    wait("the reconnect is through", || {
+        global
+            .server
+            .progress()
+            .values()
+            .any(|p| p.stored == Some(global.memory.view().at_global()))
+    })
+    .await;
     again.caught_up(&global).await;
     assert_eq!(again.memory.view().revision(), revision, "what is stored already costs nothing");
     assert_eq!(again.tasks.panics() + global.tasks.panics(), 0);
@@ -342,18 +496,41 @@ async fn who_is_not_the_zone_is_told_so() {
     assert_eq!(call(vec![("client-id", "east")]).await.code(), Code::Unauthenticated);
     let garbage = call(vec![("client-id", "east"), ("authorization", "Bearer gar.ba.ge")]).await;
     assert_eq!(garbage.code(), Code::Unauthenticated);
-    assert!(!garbage.message().contains("gar.ba"), "no part of a token comes back: {}", garbage.message());
+    assert!(
+        !garbage.message().contains("gar.ba"),
+        "no part of a token comes back: {}",
+        garbage.message()
+    );
     let mut unsigned: Vec<&str> = own.split('.').collect();
     unsigned[2] = "";
     let unsigned = unsigned.join(".");
-    assert_eq!(call(vec![("client-id", "east"), ("authorization", unsigned.as_str())]).await.code(), Code::Unauthenticated);
+    assert_eq!(
+        call(vec![("client-id", "east"), ("authorization", unsigned.as_str())]).await.code(),
+        Code::Unauthenticated
+    );
     let denied = call(vec![("client-id", "east"), ("authorization", other.as_str())]).await;
     assert_eq!(denied.code(), Code::PermissionDenied);
-    assert!(denied.message().contains("\"east\"") && denied.message().contains("\"west\""), "{}", denied.message());
+    assert!(
+        denied.message().contains("\"east\"") && denied.message().contains("\"west\""),
+        "{}",
+        denied.message()
+    );
     let mut admin = GlobalKdsServiceClient::new(global.channel().await);
-    let health = admin.health_check(request(ZoneHealthCheckRequest {}, &[("client-id", "east"), ("authorization", &other)])).await;
+    let health = admin
+        .health_check(request(
+            ZoneHealthCheckRequest {},
+            &[("client-id", "east"), ("authorization", &other)],
+        ))
+        .await;
     assert_eq!(health.unwrap_err().code(), Code::PermissionDenied);
-    assert_eq!(admin.stream_stats(request(tokio_stream::pending(), &[("client-id", "east")])).await.unwrap_err().code(), Code::Unauthenticated);
+    assert_eq!(
+        admin
+            .stream_stats(request(tokio_stream::pending(), &[("client-id", "east")]))
+            .await
+            .unwrap_err()
+            .code(),
+        Code::Unauthenticated
+    );
     assert_eq!(global.everything(), before, "no Zone was made, nothing changed");
     // The right token is good, raw or Bearer.
     let good = request(ZoneHealthCheckRequest {}, &[("client-id", "east"), ("authorization", &own)]);
@@ -361,7 +538,14 @@ async fn who_is_not_the_zone_is_told_so() {
     assert_eq!(interval.seconds, 10);
     // A client of ours with a wrong token says why, and goes on trying.
     let zone = Zone::with(Memory::new(Role::Zone, 1), &global, "east", Token::Text(other.clone().into()));
-    wait("the client says why", || zone.status.borrow().last_error.as_ref().is_some_and(|e| e.contains("PermissionDenied") && e.contains("\"west\""))).await;
+    wait("the client says why", || {
+        zone.status
+            .borrow()
+            .last_error
+            .as_ref()
+            .is_some_and(|e| e.contains("PermissionDenied") && e.contains("\"west\""))
+    })
+    .await;
     assert_eq!(global.tasks.panics(), 0);
 }
 
@@ -375,7 +559,12 @@ async fn open_up(
     let mut pairs = vec![("client-id", zone), ("authorization", token.as_str()), ("features", "hash-suffix")];
     pairs.extend(extra);
     let (tx, rx) = mpsc::channel(64);
-    let stream = within("headers come at once", global.raw().await.zone_to_global_sync(request(ReceiverStream::new(rx), &pairs))).await.unwrap();
+    let stream = within(
+        "headers come at once",
+        global.raw().await.zone_to_global_sync(request(ReceiverStream::new(rx), &pairs)),
+    )
+    .await
+    .unwrap();
     (tx, stream.into_inner())
 }
 
@@ -396,13 +585,21 @@ fn zone_address(name: &str, spec: &Value) -> Resource {
     let bytes = wire::encode(Kind::MeshZoneAddress, "default", name, &labels_of(&[(ORIGIN, "zone")]), spec, None).unwrap();
     Resource {
         name: wire::kds_name("default", name),
-        resource: Some(prost_types::Any { type_url: wire::RESOURCE_TYPE_URL.into(), value: bytes.to_vec() }),
+        resource: Some(prost_types::Any {
+            type_url: wire::RESOURCE_TYPE_URL.into(),
+            value: bytes.to_vec(),
+        }),
         ..Resource::default()
     }
 }
 
 fn response(type_url: &str, nonce: &str, resources: Vec<Resource>) -> DeltaDiscoveryResponse {
-    DeltaDiscoveryResponse { type_url: type_url.into(), nonce: nonce.into(), resources, ..Default::default() }
+    DeltaDiscoveryResponse {
+        type_url: type_url.into(),
+        nonce: nonce.into(),
+        resources,
+        ..Default::default()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -411,19 +608,40 @@ async fn garbage_gets_a_typed_status_and_changes_nothing() {
     let (tx, mut good) = open_up(&global, "east", &[]).await;
     let first = within("the global asks first", good.message()).await.unwrap().unwrap();
     assert!(first.node.is_some_and(|n| n.id == "east"));
-    tx.send(response("MeshZoneAddress", "1", vec![zone_address("a", &address(1))])).await.unwrap();
+    tx.send(response("MeshZoneAddress", "1", vec![zone_address("a", &address(1))]))
+        .await
+        .unwrap();
     wait("a is stored", || global.memory.get(Kind::MeshZoneAddress, "default", "a").is_some()).await;
     drop((tx, good));
     let before = global.everything();
-    let any = |type_url: &str, value: Vec<u8>| Resource { resource: Some(prost_types::Any { type_url: type_url.into(), value }), ..Resource::default() };
+    let any = |type_url: &str, value: Vec<u8>| Resource {
+        resource: Some(prost_types::Any {
+            type_url: type_url.into(),
+            value,
+        }),
+        ..Resource::default()
+    };
     let cases = [
         (response("Nonsense", "1", vec![]), vec![Code::InvalidArgument]),
         (response("Mesh", "1", vec![]), vec![Code::InvalidArgument]),
         (response(PROGRESS_TYPE_URL, "1", vec![]), vec![Code::InvalidArgument]),
         (response("MeshZoneAddress", "", vec![]), vec![Code::InvalidArgument]),
-        (response("MeshZoneAddress", "1", vec![any("x/y", vec![])]), vec![Code::InvalidArgument]),
-        (response("MeshZoneAddress", "1", vec![zone_address("b", &address(1)), any(wire::RESOURCE_TYPE_URL, vec![0xff; 9])]), vec![Code::InvalidArgument]),
-        (response("MeshZoneAddress", "1", vec![any("x/y", vec![0; MAX_MESSAGE_BYTES + 1])]), vec![Code::OutOfRange, Code::ResourceExhausted]),
+        (
+            response("MeshZoneAddress", "1", vec![any("x/y", vec![])]),
+            vec![Code::InvalidArgument],
+        ),
+        (
+            response(
+                "MeshZoneAddress",
+                "1",
+                vec![zone_address("b", &address(1)), any(wire::RESOURCE_TYPE_URL, vec![0xff; 9])],
+            ),
+            vec![Code::InvalidArgument],
+        ),
+        (
+            response("MeshZoneAddress", "1", vec![any("x/y", vec![0; MAX_MESSAGE_BYTES + 1])]),
+            vec![Code::OutOfRange, Code::ResourceExhausted],
+        ),
     ];
     for (message, codes) in cases {
         let label = format!("{} with {} resources", message.type_url, message.resources.len());
@@ -437,14 +655,30 @@ async fn garbage_gets_a_typed_status_and_changes_nothing() {
     let (tx, rx) = mpsc::channel(1);
     let pairs = [("client-id", "east"), ("authorization", token.as_str())];
     let mut gzip = global.raw().await.send_compressed(CompressionEncoding::Gzip);
-    let mut stream = gzip.zone_to_global_sync(request(ReceiverStream::new(rx), &pairs)).await.unwrap().into_inner();
-    tx.send(response("MeshZoneAddress", "1", vec![any("x/y", vec![0; 4 * MAX_MESSAGE_BYTES])])).await.unwrap();
+    let mut stream = gzip
+        .zone_to_global_sync(request(ReceiverStream::new(rx), &pairs))
+        .await
+        .unwrap()
+        .into_inner();
+    tx.send(response("MeshZoneAddress", "1", vec![any("x/y", vec![0; 4 * MAX_MESSAGE_BYTES])]))
+        .await
+        .unwrap();
     let status = end_of(&mut stream).await;
     assert!(matches!(status.code(), Code::ResourceExhausted | Code::OutOfRange), "{status:?}");
     // Requests on the other direction: unknown types meet silence, then the stream still works.
     let (tx, rx) = mpsc::channel(8);
-    let mut stream = global.raw().await.global_to_zone_sync(request(ReceiverStream::new(rx), &pairs)).await.unwrap().into_inner();
-    let ask = |type_url: &str| DeltaDiscoveryRequest { node: Some(Identity::default().full_node()), type_url: type_url.into(), ..Default::default() };
+    let mut stream = global
+        .raw()
+        .await
+        .global_to_zone_sync(request(ReceiverStream::new(rx), &pairs))
+        .await
+        .unwrap()
+        .into_inner();
+    let ask = |type_url: &str| DeltaDiscoveryRequest {
+        node: Some(Identity::default().full_node()),
+        type_url: type_url.into(),
+        ..Default::default()
+    };
     tx.send(ask("TrafficRoute")).await.unwrap();
     tx.send(ask(&"x".repeat(100_000))).await.unwrap();
     tx.send(ask("Mesh")).await.unwrap();
@@ -455,7 +689,13 @@ async fn garbage_gets_a_typed_status_and_changes_nothing() {
     assert_eq!(after, before, "nothing stored changed");
     let (tx, mut stream) = open_up(&global, "east", &[]).await;
     let bad = zone_address("bad", &json!({"address": "", "port": 0}));
-    tx.send(response("MeshZoneAddress", "1", vec![zone_address("a", &address(1)), bad, zone_address("c", &address(3))])).await.unwrap();
+    tx.send(response(
+        "MeshZoneAddress",
+        "1",
+        vec![zone_address("a", &address(1)), bad, zone_address("c", &address(3))],
+    ))
+    .await
+    .unwrap();
     let nack = within("the NACK", async {
         loop {
             let message = stream.message().await.unwrap().unwrap();
@@ -474,47 +714,104 @@ async fn garbage_gets_a_typed_status_and_changes_nothing() {
 async fn a_stock_zone_is_served_as_kuma_would() {
     let global = Global::start().await;
     let token = global.token("stock");
-    let pairs = [("client-id", "stock"), ("authorization", token.as_str()), ("features", "hash-suffix"), ("features", "zone-ping-health")];
+    let pairs = [
+        ("client-id", "stock"),
+        ("authorization", token.as_str()),
+        ("features", "hash-suffix"),
+        ("features", "zone-ping-health"),
+    ];
     let (tx, rx) = mpsc::channel(64);
     let mut client = global.raw().await.send_compressed(CompressionEncoding::Gzip);
     let node = {
-        let mut node = Identity { zone: "stock".into(), version: "3.0.0".into(), ..Identity::default() }.full_node();
+        let mut node = Identity {
+            zone: "stock".into(),
+            version: "3.0.0".into(),
+            ..Identity::default()
+        }
+        .full_node();
         let features = node.metadata.as_mut().unwrap().fields.get_mut("features").unwrap();
         if let Some(prost_types::value::Kind::ListValue(list)) = features.kind.as_mut() {
-            list.values.retain(|v| !matches!(&v.kind, Some(prost_types::value::Kind::StringValue(s)) if s.starts_with("ursa")));
+            list.values
+                .retain(|v| !matches!(&v.kind, Some(prost_types::value::Kind::StringValue(s)) if s.starts_with("ursa")));
         }
         Some(node)
     };
     for kind in ["MeshTrafficPermission", "TrafficRoute", "Mesh"] {
-        tx.send(DeltaDiscoveryRequest { node: node.clone(), type_url: kind.into(), resource_names_subscribe: vec!["*".into()], ..Default::default() }).await.unwrap();
+        tx.send(DeltaDiscoveryRequest {
+            node: node.clone(),
+            type_url: kind.into(),
+            resource_names_subscribe: vec!["*".into()],
+            ..Default::default()
+        })
+        .await
+        .unwrap();
     }
     let response = client.global_to_zone_sync(request(ReceiverStream::new(rx), &pairs)).await.unwrap();
-    assert_eq!(response.metadata().get("grpc-encoding").and_then(|v| v.to_str().ok()), Some("gzip"), "answered in the encoding of the request");
+    assert_eq!(
+        response.metadata().get("grpc-encoding").and_then(|v| v.to_str().ok()),
+        Some("gzip"),
+        "answered in the encoding of the request"
+    );
     let mut stream = response.into_inner();
     let mut first = Vec::new();
     for _ in 0..2 {
         first.push(within("first sets", stream.message()).await.unwrap().unwrap());
     }
     first.sort_by(|a, b| b.type_url.cmp(&a.type_url));
-    assert_eq!(first.iter().map(|r| (r.type_url.as_str(), r.resources.len())).collect::<Vec<_>>(), [("MeshTrafficPermission", 0), ("Mesh", 1)]);
+    assert_eq!(
+        first.iter().map(|r| (r.type_url.as_str(), r.resources.len())).collect::<Vec<_>>(),
+        [("MeshTrafficPermission", 0), ("Mesh", 1)]
+    );
     // Unanswered: nothing more of that type, but of the others.
     global.memory.put(Site::Global, Kind::Mesh, "", "second", json!({}));
     global.memory.put(Site::Global, Kind::Mesh, "", "third", json!({}));
-    tx.send(DeltaDiscoveryRequest { node: node.clone(), type_url: "Mesh".into(), response_nonce: first[1].nonce.clone(), ..Default::default() }).await.unwrap();
+    tx.send(DeltaDiscoveryRequest {
+        node: node.clone(),
+        type_url: "Mesh".into(),
+        response_nonce: first[1].nonce.clone(),
+        ..Default::default()
+    })
+    .await
+    .unwrap();
     let next = within("the delta", stream.message()).await.unwrap().unwrap();
-    assert_eq!(next.resources.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["second.", "third."]);
+    assert_eq!(
+        next.resources.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(),
+        ["second.", "third."]
+    );
     assert!(next.type_url != PROGRESS_TYPE_URL);
     wait("online at once", || global.insight("stock").is_online()).await;
     // The admin streams are held open.
     let mut admin = GlobalKdsServiceClient::new(global.channel().await);
-    let mut held = admin.stream_xds_configs(request(tokio_stream::pending(), &pairs)).await.unwrap().into_inner();
+    let mut held = admin
+        .stream_xds_configs(request(tokio_stream::pending(), &pairs))
+        .await
+        .unwrap()
+        .into_inner();
     assert!(tokio::time::timeout(Duration::from_millis(50), held.message()).await.is_err());
     // A newer connection takes over; the old one is told, and not with OK.
     let (tx2, rx2) = mpsc::channel(64);
-    let mut newer = client.global_to_zone_sync(request(ReceiverStream::new(rx2), &pairs)).await.unwrap().into_inner();
+    let mut newer = client
+        .global_to_zone_sync(request(ReceiverStream::new(rx2), &pairs))
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(end_of(&mut stream).await.code(), Code::Cancelled);
-    tx2.send(DeltaDiscoveryRequest { node, type_url: "Mesh".into(), ..Default::default() }).await.unwrap();
-    assert_eq!(within("the newer one is served", newer.message()).await.unwrap().unwrap().resources.len(), 3);
+    tx2.send(DeltaDiscoveryRequest {
+        node,
+        type_url: "Mesh".into(),
+        ..Default::default()
+    })
+    .await
+    .unwrap();
+    assert_eq!(
+        within("the newer one is served", newer.message())
+            .await
+            .unwrap()
+            .unwrap()
+            .resources
+            .len(),
+        3
+    );
     // The end of the server ends all streams with a reason.
     let (_tx, mut up) = open_up(&global, "stock", &[]).await;
     global.tasks.cancel_token().cancel();
@@ -536,7 +833,14 @@ async fn changes_during_a_slow_store_arrive_as_one_changeset() {
     for n in 0..20 {
         global.memory.put(Site::Global, Kind::Mesh, "", &format!("m{n}"), json!({}));
     }
-    wait("some of it was sent", || global.server.progress().values().any(|p| p.sent.is_some_and(|s| s.revision > at_first))).await;
+    wait("some of it was sent", || {
+        global
+            .server
+            .progress()
+            .values()
+            .any(|p| p.sent.is_some_and(|s| s.revision > at_first))
+    })
+    .await;
     drop(closed);
     zone.caught_up(&global).await;
     let changesets = zone.memory.view().revision() - before;

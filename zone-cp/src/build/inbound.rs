@@ -97,7 +97,7 @@ fn build_one(builder: &mut Builder<'_>, inbound: &Inbound) {
     };
     let by_sni = permissions.as_ref().is_some_and(Permissions::needs_sni) || timeout.callers.iter().any(|c| c.matching.sni.is_some());
     let listener = Listener {
-        sockets: vec![socket],
+        socket,
         direction: Direction::Inbound,
         tls_inspector: tls.is_some() && by_sni,
         chains: vec![FilterChain {

@@ -10,7 +10,7 @@
 //! Kuma inlines in the listener: a change of them then drains no connection. Not here: how a snapshot reaches Envoy
 //! ([`crate::xds`]), and listeners of a zone egress, which serve MeshExternalServices.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ursa_model::kind::dataplane::Dataplane;
 use ursa_policy::{Destinations, Matched, Parsed, match_proxy};
@@ -54,7 +54,7 @@ pub fn plan(world: &World, proxy: &ProxyId) -> Option<Plan> {
         matched: &matched,
         security,
         plan,
-        used: BTreeSet::new(),
+        used: BTreeMap::new(),
     };
     inbound::build(&mut builder);
     zone_ingress::build(&mut builder);
@@ -73,26 +73,29 @@ struct Builder<'a> {
     matched: &'a Matched,
     security: tls::Security,
     plan: Plan,
-    /// Sockets that listeners already have: a second listener on one would be refused by Envoy, and with it all others in
-    /// the same update.
-    used: BTreeSet<Socket>,
+    /// Where listeners already are, by port: Envoy refuses a second one at the same place.
+    used: BTreeMap<u16, Vec<IpAddr>>,
 }
 
 impl Builder<'_> {
-    /// Adds a listener, without the sockets that another one has. `false` when none is left or the name is taken.
-    fn listen(&mut self, name: &str, mut listener: Listener) -> bool {
+    /// Adds a listener. `false` when another has its name or socket.
+    fn listen(&mut self, name: &str, listener: Listener) -> bool {
         if self.plan.listeners.contains_key(name) {
             self.plan.warn(format!("{name} is left out: there is one of this name"));
             return false;
         }
-        let (free, taken): (Vec<_>, Vec<_>) = listener.sockets.into_iter().partition(|s| self.used.insert(s.clone()));
-        for socket in taken {
-            self.plan.warn(format!("{name} does not listen at {socket}: another listener does"));
-        }
-        if free.is_empty() {
+        let Socket { ip, port } = listener.socket;
+        let others = self.used.entry(port).or_default();
+        // The wildcard address is every address.
+        if others
+            .iter()
+            .any(|other| *other == ip || other.is_unspecified() || ip.is_unspecified())
+        {
+            self.plan
+                .warn(format!("{name} does not listen at {}: another listener does", listener.socket));
             return false;
         }
-        listener.sockets = free;
+        others.push(ip);
         self.plan.listeners.insert(name.into(), listener);
         true
     }

@@ -62,17 +62,6 @@ fn build_one(builder: &mut Builder<'_>, outbound: &Outbound) {
     };
     let kri = backend.kri();
     let name = kri.to_string();
-    // A destination that is named twice has one listener at both places.
-    if let Some(known) = builder.plan.listeners.get_mut(&name) {
-        if builder.used.insert(socket.clone()) {
-            known.sockets.push(socket);
-        } else if !known.sockets.contains(&socket) {
-            builder
-                .plan
-                .warn(format!("{name} does not listen at {socket}: another listener does"));
-        }
-        return;
-    }
     let timeout = builder.matched.outbound.timeout(&kri, None);
     let http = builder.matched.outbound.http_routes(&kri, destinations);
     let handler = if http.is_empty() {
@@ -99,7 +88,7 @@ fn build_one(builder: &mut Builder<'_>, outbound: &Outbound) {
         })
     };
     let listener = Listener {
-        sockets: vec![socket],
+        socket,
         direction: Direction::Outbound,
         tls_inspector: false,
         chains: vec![FilterChain {
@@ -110,7 +99,8 @@ fn build_one(builder: &mut Builder<'_>, outbound: &Outbound) {
         }],
         tags: names::unified(&name),
     };
-    if !builder.listen(&name, listener) {
+    let listener_name = names::outbound(&name, builder.plan.listeners.contains_key(&name).then_some(&listener.socket));
+    if !builder.listen(&listener_name, listener) {
         return;
     }
     if http.is_empty() {

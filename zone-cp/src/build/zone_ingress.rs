@@ -109,7 +109,7 @@ fn build_one(builder: &mut Builder<'_>, model: &ModelListener) {
         return;
     }
     let listener = Listener {
-        sockets: vec![socket],
+        socket,
         direction: Direction::Unspecified,
         tls_inspector: true,
         chains: chains.into_values().collect(),

@@ -9,7 +9,7 @@ use ursa_model::{
     kind::{
         dataplane::Dataplane,
         mesh_service::{
-            Identity, IdentityType, LabelSelector, MeshService, MeshServiceStatus, Port, Selector, ServiceState, TargetPort, TlsReadiness,
+            Identity, IdentityType, LabelSelector, MeshService, MeshServiceStatus, Port, ProxyCounts, Selector, ServiceState, TargetPort, TlsReadiness,
         },
     },
     labels,
@@ -93,6 +93,9 @@ fn service(world: &World, mesh: &MeshWorld, workload: &str, dataplanes: &[&Arc<P
     // A one-way latch while an identity exists: a proxy that joins without a certificate must not turn TLS off for the others.
     let latched = old.tls.status == Some(TlsReadiness::Ready) && !mesh.identities.is_empty();
     let mut status = old.clone();
+    // What is connected changes with every stream and would cost an entry each time; these change with the Dataplanes.
+    let ready = dataplanes.iter().filter(|d| d.spec.networking.inbound.iter().all(|i| i.is_ready())).count();
+    status.dataplane_proxies = ProxyCounts { connected: None, healthy: u32::try_from(ready).ok(), total: u32::try_from(dataplanes.len()).ok() };
     status.tls.status = Some(if latched || all_have_identity { TlsReadiness::Ready } else { TlsReadiness::NotReady });
 
     let wanted_labels = Labels::from([

@@ -43,6 +43,13 @@ pub fn missing<'a>(world: &World, mesh: &'a MeshWorld, view: &View, problems: &m
         if stored_ca(view, identity).is_some() {
             continue;
         }
+        // Half a CA is never completed: certificate and key would not belong together.
+        let (cert, key) = identity::ca_secret_names(identity);
+        let exists = |name: &str| ResourceKey::new(Kind::Secret, identity.resource.mesh(), name).is_ok_and(|key| view.get(&key).is_some());
+        if exists(&cert) || exists(&key) {
+            problems.push(format!("{}: secrets {cert} and {key} are no complete CA; restore them, or delete both for a new CA", identity.resource.key));
+            continue;
+        }
         match identity::trust_domain(identity, world.zone.as_str()) {
             Ok(text) => match text.parse() {
                 Ok(trust_domain) => out.push(Missing { identity, trust_domain }),
@@ -79,13 +86,18 @@ pub fn publish(world: &World, mesh: &MeshWorld, identity: &Parsed<MeshIdentity>,
     let mut ops = Vec::new();
     let name = identity.resource.name();
     let Ok(trust_domain) = identity::trust_domain(identity, world.zone.as_str()) else { return ops };
+    let usable = CertificateAuthority::load(&ca.cert_pem, &ca.key_pem).map_err(|e| e.to_string()).and_then(|loaded| match loaded.trust_domain() {
+        // Renaming the MeshTrust would take the trust away from every certificate in use, and the CA issues none for the new domain.
+        Some(of_ca) if of_ca.as_str() != trust_domain => Err(format!("its CA is of trust domain {of_ca}, not {trust_domain}; a trust domain cannot be changed, make another MeshIdentity")),
+        _ => Ok(()),
+    });
     let stored = mesh.trusts.iter().find(|t| t.resource.name() == name);
     let known = mesh
         .trusts
         .iter()
         .filter(|t| crate::world::is_local(&t.resource) && t.spec.trust_domain == trust_domain)
         .any(|t| t.spec.pems().any(|p| p.trim() == ca.cert_pem.trim()));
-    if identity::creates_trust(&identity.spec) && !known {
+    if usable.is_ok() && identity::creates_trust(&identity.spec) && !known {
         let mut spec = stored.map_or_else(|| MeshTrust { trust_domain: trust_domain.clone(), ca_bundles: Vec::new() }, |t| t.spec.clone());
         spec.trust_domain.clone_from(&trust_domain);
         spec.ca_bundles.push(CaBundle { kind: BundleType::Pem, pem: Some(Pem { value: ca.cert_pem.clone() }) });
@@ -98,7 +110,7 @@ pub fn publish(world: &World, mesh: &MeshWorld, identity: &Parsed<MeshIdentity>,
             ops.push(Op::Put(Put { key, labels, spec, status: Some(status), owner, expect: Expect::Any }));
         }
     }
-    let ready = MeshIdentityStatus { conditions: conditions(CertificateAuthority::load(&ca.cert_pem, &ca.key_pem).map(|_| ())) };
+    let ready = MeshIdentityStatus { conditions: conditions(usable) };
     if identity.resource.status::<MeshIdentityStatus>().ok().as_ref() != Some(&ready)
         && let Ok(status) = serde_json::to_value(ready)
     {

@@ -1,7 +1,7 @@
 //! Delta ADS server: authenticates a proxy, registers its Dataplane, and runs one [`Machine`] per stream.
 //! In: Envoy's requests, new worlds. Out: responses; reports to insights, metrics and the stage ring. No timers.
 
-use std::{pin::Pin, sync::Arc};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
 use time::OffsetDateTime;
@@ -22,10 +22,11 @@ use ursa_proto::discovery::{
 };
 use ursa_runtime::{
     error::Chain,
+    lease,
     stages::Stages,
     tasks::{OnExit, Tasks},
 };
-use ursa_state::{Changeset, Expect, Op, Put, RequestId, View};
+use ursa_state::{Changeset, Expect, Op, OpError, Put, RequestId, View};
 
 use super::{
     auth,
@@ -37,12 +38,16 @@ use crate::{
     connections::{Connections, Registration},
     metrics::XdsMetrics,
     reconcile::{BY_PROXY, LIFECYCLE, Propose},
-    world::{ProxyId, World},
+    snapshot::ProxySnapshot,
+    world::{IssuedSvid, MeshWorld, ProxyId, World},
     xds::machine::{Action, Event, Machine, Report},
 };
 
 /// Responses under way to one client: one per type, plus what one step adds.
 const OUTBOUND: usize = 16;
+
+/// How long a client may take to say who it is: until then nothing is known of it.
+const FIRST_REQUEST: Duration = Duration::from_secs(30);
 
 /// A Dataplane that a proxy brought, checked.
 #[derive(Clone, Debug)]
@@ -132,6 +137,12 @@ impl Registrar {
             found.add("name", err.to_string());
         }
         labels::validate(&given, &mut found);
+        // Labels that say where a Dataplane belongs are not the proxy's to choose.
+        for (label, want) in [(labels::ZONE, self.zone.as_str()), (labels::MESH, mesh.as_str())] {
+            if given.get(label).is_some_and(|have| have != want) {
+                found.add(format!("labels[\"{label}\"]"), format!("{label} label should have {want} value"));
+            }
+        }
         found.into_result().map_err(Unregistered::Invalid)?;
         let canonical = (Kind::Dataplane.descriptor().canonical)(value).map_err(Unregistered::Invalid)?;
         let spec: Dataplane = serde_json::from_value(canonical.clone()).map_err(|e| Unregistered::Syntax(e.to_string()))?;
@@ -140,25 +151,28 @@ impl Registrar {
         Ok(Registered { proxy: ProxyId::new(&mesh, &name), labels, given_labels: given, spec, canonical })
     }
 
-    /// Stores the Dataplane unless it is stored like that already.
-    async fn register(&self, registered: &Registered) -> Result<(), Status> {
-        let key = ResourceKey::new(Kind::Dataplane, &registered.proxy.mesh, &registered.proxy.name).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let same = self.view().get(&key).is_some_and(|r| r.spec == registered.canonical && r.labels == registered.labels);
-        if same {
+    /// Stores the Dataplane in place of `stored`, unless it is stored like that already.
+    async fn register(&self, key: ResourceKey, registered: &Registered, stored: Option<&Resource>) -> Result<(), Status> {
+        if stored.is_some_and(|r| r.spec == registered.canonical && r.labels == registered.labels) {
             return Ok(());
         }
+        // The token was checked against `stored`: what came between has to be checked as well.
+        let expect = stored.map_or(Expect::Absent, |r| Expect::Version(r.version));
         let put = Put {
             owner: ResourceKey::mesh_itself(key.mesh()).ok(),
             key,
             labels: registered.labels.clone(),
             spec: registered.canonical.clone(),
             status: None,
-            expect: Expect::Any,
+            expect,
         };
         let set = Changeset::atomic(RequestId(rand::random()), Timestamp::now(), vec![Op::Put(put)]);
         let applied = self.store.propose(set).await.map_err(Status::unavailable)?;
         match applied.rejected {
             None => Ok(()),
+            Some((_, why @ (OpError::Exists(_) | OpError::Missing(_) | OpError::Conflict { .. }))) => {
+                Err(Status::aborted(format!("the Dataplane was changed at the same time, connect again: {why}")))
+            }
             Some((_, why)) => Err(Status::failed_precondition(format!("the Dataplane cannot be stored: {why}"))),
         }
     }
@@ -214,10 +228,16 @@ impl AdsServer {
     ) -> Result<(), Status> {
         let first = tokio::select! {
             () = cancel.cancelled() => return Err(Status::unavailable("the zone control plane is stopping")),
-            first = requests.message() => first?,
+            first = lease::within(FIRST_REQUEST, requests.message()) => {
+                first.map_err(|_| Status::deadline_exceeded(format!("no request within {FIRST_REQUEST:?}")))??
+            }
         };
         let Some(first) = first else { return Ok(()) };
-        let (proxy, meta) = self.admit(&first, token.as_deref()).await.inspect_err(|status| {
+        let admitted = tokio::select! {
+            () = cancel.cancelled() => return Err(Status::unavailable("the zone control plane is stopping")),
+            admitted = self.admit(&first, token.as_deref()) => admitted,
+        };
+        let (proxy, meta) = admitted.inspect_err(|status| {
             self.metrics.denied(status.code());
             warn!(code = ?status.code(), reason = status.message(), "proxy refused");
         })?;
@@ -226,7 +246,7 @@ impl AdsServer {
         let version: Option<DpVersion> = meta.all.get("version").and_then(|v| serde_json::from_value(v.clone()).ok());
         self.insights.connected(&proxy, &subscription, version, meta.all.clone());
         let registration = self.connections.register(proxy.clone(), meta.advertised.clone());
-        let stream = StreamTask { server: self, proxy: &proxy, responses, machine: Machine::new(), certificate: String::new() };
+        let stream = StreamTask { server: self, proxy: &proxy, responses, machine: Machine::new(), built: None, certificate: String::new() };
         self.metrics.connected(1);
         let result = stream.run(first, &mut requests, &registration, &cancel).instrument(span).await;
         self.metrics.connected(-1);
@@ -254,11 +274,17 @@ impl AdsServer {
         if !self.registrar.mesh_exists(&proxy.mesh) {
             return Err(Status::not_found(format!("mesh {} does not exist in this zone", proxy.mesh)));
         }
+        let view = self.registrar.view();
+        let stored = view.get(&key).map(Arc::as_ref);
         if self.require_token {
-            let view = self.registrar.view();
-            let world = self.worlds.borrow().clone();
+            // Which identity selects the proxy is read from the world, which follows the view.
+            let mut worlds = self.worlds.clone();
+            let world = match worlds.wait_for(|w| w.zone_revision >= view.revision()).await {
+                Ok(world) => world.clone(),
+                Err(_) => return Err(Status::unavailable("the zone control plane is stopping")),
+            };
             let resource = Resource {
-                key,
+                key: key.clone(),
                 labels: registered.labels.clone(),
                 spec: registered.canonical.clone(),
                 status: None,
@@ -271,11 +297,14 @@ impl AdsServer {
             };
             let dataplane = Parsed { resource: Arc::new(resource), spec: registered.spec.clone() };
             let mesh = world.mesh(&proxy.mesh).map(Arc::as_ref);
-            auth::authenticate(&view, mesh, &proxy, &dataplane, token, OffsetDateTime::now_utc())
-                .map_err(|e| Status::unauthenticated(Chain(&e).to_string()))?;
+            let (now, refuse) = (OffsetDateTime::now_utc(), |e: auth::Denied| Status::unauthenticated(Chain(&e).to_string()));
+            auth::authenticate(&view, mesh, &proxy, &dataplane, token, now).map_err(refuse)?;
+            if let Some(stored) = stored.filter(|s| s.labels != registered.labels) {
+                auth::may_replace(&view, &proxy, stored, token, now).map_err(refuse)?;
+            }
         }
         if meta.dataplane.is_some() {
-            self.registrar.register(&registered).await?;
+            self.registrar.register(key, &registered, stored).await?;
         }
         Ok((proxy, meta))
     }
@@ -287,8 +316,28 @@ struct StreamTask<'a> {
     proxy: &'a ProxyId,
     responses: &'a mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
     machine: Machine,
+    /// What was built last, and from what.
+    built: Option<Built>,
     /// Serial of the certificate shown last.
     certificate: String,
+}
+
+/// A snapshot with everything that it was made from.
+struct Built {
+    mesh: Arc<MeshWorld>,
+    svid: Option<Arc<IssuedSvid>>,
+    snapshot: Arc<ProxySnapshot>,
+}
+
+impl Built {
+    fn is_from(&self, mesh: &Arc<MeshWorld>, svid: Option<&Arc<IssuedSvid>>) -> bool {
+        let same_svid = match (&self.svid, svid) {
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            (None, None) => true,
+            _ => false,
+        };
+        same_svid && Arc::ptr_eq(&self.mesh, mesh)
+    }
 }
 
 impl StreamTask<'_> {
@@ -313,7 +362,7 @@ impl StreamTask<'_> {
                         return Err(Status::unavailable("the zone control plane is stopping"));
                     }
                     let world = worlds.borrow_and_update().clone();
-                    self.world(&world).await?;
+                    self.world(&world, registration.stream()).await?;
                 }
                 request = requests.message() => match request {
                     Ok(Some(request)) => self.handle(Event::Request(request)).await?,
@@ -330,17 +379,38 @@ impl StreamTask<'_> {
         }
     }
 
-    async fn world(&mut self, world: &Arc<World>) -> Result<(), Status> {
-        let Some(snapshot) = build(world, self.proxy, &self.server.encoder) else { return Ok(()) };
-        if let Some(svid) = world.svids.get(self.proxy)
+    async fn world(&mut self, world: &Arc<World>, stream: u64) -> Result<(), Status> {
+        if !world.has_seen(self.proxy, stream) {
+            return Ok(());
+        }
+        // Without its mesh a proxy keeps what it has.
+        let Some(mesh) = world.mesh(&self.proxy.mesh) else { return Ok(()) };
+        let svid = world.svids.get(self.proxy);
+        let snapshot = match &self.built {
+            Some(built) if built.is_from(mesh, svid) => {
+                // Other proxies' connections and certificates are no reason to build; another revision only has to be told.
+                if built.snapshot.global == world.global {
+                    return Ok(());
+                }
+                ProxySnapshot { zone_revision: world.zone_revision, global: world.global, ..built.snapshot.as_ref().clone() }
+            }
+            _ => match build(world, self.proxy, &self.server.encoder) {
+                Some(snapshot) => snapshot,
+                // Deleted under a connected proxy, whose next stream brings it again if it may.
+                None => return Err(Status::unavailable("the Dataplane of this proxy is gone, connect again")),
+            },
+        };
+        if let Some(svid) = svid
             && svid.serial != self.certificate
         {
             self.certificate.clone_from(&svid.serial);
-            let trusts = world.mesh(&self.proxy.mesh).into_iter().flat_map(|m| &m.trusts).filter_map(|t| Kri::of(&t.resource)).map(|k| k.to_string()).collect();
+            let trusts = mesh.trusts.iter().filter_map(|t| Kri::of(&t.resource)).map(|k| k.to_string()).collect();
             self.server.insights.certificate(self.proxy, svid, trusts);
         }
         self.stage("built", snapshot.global);
-        self.handle(Event::Snapshot(Arc::new(snapshot))).await
+        let snapshot = Arc::new(snapshot);
+        self.built = Some(Built { mesh: mesh.clone(), svid: svid.cloned(), snapshot: snapshot.clone() });
+        self.handle(Event::Snapshot(snapshot)).await
     }
 
     fn stage(&self, stage: &'static str, global: Option<ursa_state::GlobalRevision>) {

@@ -31,6 +31,8 @@ pub enum Denied {
     Tag { key: String, allowed: Vec<String>, have: Option<String> },
     #[error("the token is not bound to a workload, but MeshIdentity {identity} derives the proxy's SPIFFE ID from label kuma.io/workload; generate the token with --workload {workload}")]
     Unbound { identity: String, workload: String },
+    #[error("a Dataplane of this name exists, and the token could not be its own: {0}")]
+    Taken(#[source] Box<Denied>),
     #[error("the Dataplane has no label kuma.io/workload, which the SPIFFE ID of MeshIdentity {identity} is made of")]
     NoWorkload { identity: String },
 }
@@ -74,17 +76,30 @@ pub fn authenticate(
     token: Option<&str>,
     now: OffsetDateTime,
 ) -> Result<(), Denied> {
+    let claims = claims(view, proxy, token, now)?;
+    check_bounds(&claims, proxy, &dataplane.resource)?;
+    check_workload(&claims, mesh, dataplane)
+}
+
+/// Checks that a token may also be the one of the Dataplane that a proxy is about to replace: otherwise whoever holds a token
+/// without a name could take another proxy's place. What identities ask for is not looked at: the new one has to meet it.
+/// Source: dataplane.md 1.8.
+pub fn may_replace(view: &View, proxy: &ProxyId, stored: &Resource, token: Option<&str>, now: OffsetDateTime) -> Result<(), Denied> {
+    let claims = claims(view, proxy, token, now)?;
+    check_bounds(&claims, proxy, stored).map_err(|denied| Denied::Taken(Box::new(denied)))
+}
+
+fn claims(view: &View, proxy: &ProxyId, token: Option<&str>, now: OffsetDateTime) -> Result<DataplaneClaims, Denied> {
     let token = token.map(|t| t.strip_prefix("Bearer ").unwrap_or(t).trim()).filter(|t| !t.is_empty()).ok_or(Denied::NoToken)?;
     let keys = keys(view, &proxy.mesh);
     if keys.is_empty() {
         return Err(Denied::NoKey(proxy.mesh.to_string()));
     }
-    let claims: DataplaneClaims = token::validate(token, &keys, &revocations(view, &proxy.mesh), now)?.claims;
-    check_claims(&claims, mesh, proxy, dataplane)
+    Ok(token::validate(token, &keys, &revocations(view, &proxy.mesh), now)?.claims)
 }
 
-fn check_claims(claims: &DataplaneClaims, mesh: Option<&MeshWorld>, proxy: &ProxyId, dataplane: &Parsed<Dataplane>) -> Result<(), Denied> {
-    let resource: &Resource = &dataplane.resource;
+/// What a token is bound to: name, mesh, labels, workload.
+fn check_bounds(claims: &DataplaneClaims, proxy: &ProxyId, resource: &Resource) -> Result<(), Denied> {
     for (claim, token, proxy) in [("name", &claims.name, &proxy.name), ("mesh", &claims.mesh, &proxy.mesh)] {
         if !token.is_empty() && token.as_str() != proxy.as_ref() {
             return Err(Denied::Mismatch { claim, token: token.clone(), proxy: proxy.to_string() });
@@ -100,6 +115,12 @@ fn check_claims(claims: &DataplaneClaims, mesh: Option<&MeshWorld>, proxy: &Prox
     if !claims.workload.is_empty() && workload != Some(claims.workload.as_str()) {
         return Err(Denied::Mismatch { claim: "workload", token: claims.workload.clone(), proxy: workload.unwrap_or_default().to_owned() });
     }
+    Ok(())
+}
+
+/// Whether the identity that selects the proxy asks for a workload, and the token is bound to it.
+fn check_workload(claims: &DataplaneClaims, mesh: Option<&MeshWorld>, dataplane: &Parsed<Dataplane>) -> Result<(), Denied> {
+    let workload = dataplane.resource.label(labels::WORKLOAD);
     let chosen = mesh.and_then(|m| identity::of_proxy(m, dataplane).first().copied().cloned());
     if let Some(identity) = chosen.filter(|i| identity::uses_workload(&i.spec)) {
         let identity_name = identity.resource.display_name().to_owned();

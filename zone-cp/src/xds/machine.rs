@@ -189,7 +189,7 @@ impl Machine {
         let at = (snapshot.zone_revision, snapshot.global);
         if done && self.settled != Some(at) {
             self.settled = Some(at);
-            let refused = self.types.values().any(|t| !t.refused.is_empty());
+            let refused = XdsType::ALL.into_iter().any(|kind| self.refuses_any(kind, &snapshot));
             actions.push(Action::Report(Report::Settled { zone_revision: at.0, global: at.1, refused }));
         }
     }
@@ -198,7 +198,7 @@ impl Machine {
     /// not hold the others' listeners up for ever.
     fn foundations_in_place(&self, snapshot: &ProxySnapshot) -> bool {
         let (clusters, endpoints) = (&self.types[&XdsType::Cluster], &self.types[&XdsType::Endpoint]);
-        if !clusters.refused.is_empty() || !endpoints.refused.is_empty() {
+        if self.refuses_any(XdsType::Cluster, snapshot) || self.refuses_any(XdsType::Endpoint, snapshot) {
             return clusters.in_flight.is_none() && endpoints.in_flight.is_none();
         }
         self.is_settled(XdsType::Cluster, snapshot)
@@ -213,7 +213,15 @@ impl Machine {
         listeners.subscribed
             && self.is_settled(XdsType::Listener, snapshot)
             && self.is_settled(XdsType::Route, snapshot)
-            && (!listeners.refused.is_empty() || snapshot.of(XdsType::Route).keys().all(|name| routes.known.contains_key(name)))
+            // What was refused keeps running in its older form, which names older clusters.
+            && !self.refuses_any(XdsType::Listener, snapshot)
+            && !self.refuses_any(XdsType::Route, snapshot)
+            && snapshot.of(XdsType::Route).keys().all(|name| routes.known.contains_key(name))
+    }
+
+    /// The client refused something of this type that the snapshot still holds.
+    fn refuses_any(&self, kind: XdsType, snapshot: &ProxySnapshot) -> bool {
+        self.types[&kind].refused.iter().any(|(name, version)| snapshot.of(kind).get(name).is_some_and(|r| r.version == *version))
     }
 
     /// Nothing of this type is unanswered, and nothing is left to send except removals of clusters.
@@ -258,6 +266,14 @@ impl Machine {
                 }
             }
         }
+        if kind == XdsType::Listener {
+            // In one response, of which Envoy does the removals first: a listener may take over the address of one that goes.
+            for name in gone(state, kind, snapshot) {
+                state.known.remove(&name);
+                removed.push(name.clone());
+                sent.push((name, None));
+            }
+        }
         state.again.clear();
         let changed: Vec<String> = if kind == XdsType::Cluster { sent.iter().map(|(n, _)| n.clone()).collect() } else { Vec::new() };
         self.send(kind, snapshot, resources, removed, sent, unchanged, actions);
@@ -268,17 +284,17 @@ impl Machine {
     }
 
     /// Clusters (and listeners, which nothing names) that the snapshot no longer has. Clusters wait until listeners and routes
-    /// of the snapshot are in place.
+    /// of the snapshot are in place, listeners for those that come with the same snapshot.
     fn send_cluster_removals(&mut self, snapshot: &ProxySnapshot, actions: &mut Vec<Action>) {
         for kind in [XdsType::Listener, XdsType::Cluster] {
             if kind == XdsType::Cluster && !self.nothing_names_old_clusters(snapshot) {
                 continue;
             }
             let Some(state) = self.types.get_mut(&kind) else { continue };
-            if !state.subscribed || state.in_flight.is_some() {
+            if !state.subscribed || state.in_flight.is_some() || (kind == XdsType::Listener && !missing(state, kind, snapshot).is_empty()) {
                 continue;
             }
-            let gone: Vec<String> = state.known.keys().filter(|name| !snapshot.of(kind).contains_key(*name)).cloned().collect();
+            let gone = gone(state, kind, snapshot);
             if gone.is_empty() {
                 continue;
             }
@@ -317,6 +333,11 @@ impl Machine {
         }
         actions.push(Action::Send { kind, response, unchanged });
     }
+}
+
+/// Names that the client holds and the snapshot lacks.
+fn gone(state: &TypeState, kind: XdsType, snapshot: &ProxySnapshot) -> Vec<String> {
+    state.known.keys().filter(|name| !snapshot.of(kind).contains_key(*name)).cloned().collect()
 }
 
 /// Names whose newest version the client lacks and has not refused. Removals of what it holds are not here: for types asked by

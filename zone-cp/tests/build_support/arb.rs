@@ -51,8 +51,8 @@ fn arb_dataplane(addresses: Addresses, ports: Ports) -> impl Strategy<Value = (V
     let listener = (pick(addresses), pick(ports), pick(&SECTIONS), pick(&["ZoneIngress", "ZoneEgress"]))
         .prop_map(|(address, port, name, kind)| json!({"type": kind, "address": address, "port": port, "name": name}));
     let lists = (
-        prop::collection::vec(arb_inbound(addresses, ports), 0..3),
-        prop::collection::vec(outbound, 0..5),
+        prop::collection::vec(arb_inbound(addresses, ports), 0..4),
+        prop::collection::vec(outbound, 0..8),
         prop::collection::vec(listener, 0..2),
     );
     (pick(addresses), lists, pick(&NAMES), any::<bool>()).prop_map(|(address, (inbound, outbound, listeners), workload, certified)| {
@@ -74,7 +74,7 @@ fn arb_service(ports: Ports) -> impl Strategy<Value = (&'static str, &'static st
     (
         pick(&NAMES),
         pick(&["east", "west"]),
-        prop::collection::vec(port, 0..3),
+        prop::collection::vec(port, 0..5),
         0..3_usize,
         any::<bool>(),
     )
@@ -142,7 +142,7 @@ fn arb_permission() -> impl Strategy<Value = Value> {
 prop_compose! {
     pub fn arb_zone(addresses: Addresses, ports: Ports)(
         dataplanes in prop::collection::vec(arb_dataplane(addresses, ports), 1..=PROXIES.len()),
-        services in prop::collection::vec(arb_service(ports), 0..5),
+        services in prop::collection::vec(arb_service(ports), 0..8),
         addresses in prop::collection::vec((pick(&["east", "west"]), pick(addresses), pick(ports)), 0..3),
         routes in prop::collection::vec(arb_route(ports), 0..3),
         permissions in prop::collection::vec(arb_permission(), 0..3),

@@ -28,8 +28,11 @@ pub fn binary() -> Option<PathBuf> {
     path
 }
 
-/// What Envoy says at every start with a bootstrap as small as this one.
-const EXPECTED: [&str; 1] = ["envoy.resource_monitors.global_downstream_max_connections"];
+/// What Envoy says at every start with a bootstrap as small as this one, and at every end.
+const EXPECTED: [&str; 2] = [
+    "envoy.resource_monitors.global_downstream_max_connections",
+    "gRPC config stream to system_ads closed",
+];
 
 /// A running Envoy; killed when dropped. Its files go with it, unless a test fails.
 pub struct Envoy {

@@ -237,12 +237,12 @@ async fn defaults_are_made_once_and_in_one_piece() {
 }
 
 #[tokio::test]
-async fn a_federated_zone_makes_only_its_own_administrator() {
+async fn a_federated_zone_makes_only_itself_and_its_own_administrator() {
     let site = zone_site(true);
     let memory = Memory::new(&site);
     ensure_defaults(&memory, &site, &Default::default()).await.unwrap();
     let names: Vec<String> = memory.now().durable.iter().map(|r| r.key.to_string()).collect();
-    assert_eq!(names, ["GlobalSecret/admin-user-token", "GlobalSecret/user-token-signing-key-1"]);
+    assert_eq!(names, ["Zone/west", "GlobalSecret/admin-user-token", "GlobalSecret/user-token-signing-key-1"]);
 }
 
 #[tokio::test]

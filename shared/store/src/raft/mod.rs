@@ -6,6 +6,7 @@ mod config;
 mod entries;
 mod machine;
 pub(crate) mod network;
+mod runtime;
 #[cfg(test)]
 mod suite;
 
@@ -20,6 +21,7 @@ pub use config::Timings;
 pub(crate) use config::config;
 pub(crate) use entries::Entries;
 pub(crate) use machine::Machine;
+pub use runtime::Runtime;
 
 use crate::codec::{Members, Payload, Peer, Proposal, StoredMembers};
 use crate::log::{EntryId, Item, Vote};
@@ -33,6 +35,7 @@ openraft::declare_raft_types!(
         NodeId = u64,
         Node = Peer,
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
+        AsyncRuntime = Runtime,
 );
 
 pub(crate) type Raft = openraft::Raft<TypeConfig, Machine>;

@@ -152,18 +152,15 @@ impl Snapshots {
                 Err(error) => return Err(error),
             }
         }
-        let purgeable = watch::Sender::new(behind_oldest(&known));
-        Ok((
-            Self {
-                disk,
-                dir: dir.to_owned(),
-                files: Mutex::new(()),
-                known: Mutex::new(known),
-                purgeable,
-            },
-            loaded,
-            damaged,
-        ))
+        let snapshots = Self {
+            disk,
+            dir: dir.to_owned(),
+            files: Mutex::new(()),
+            known: Mutex::new(known),
+            purgeable: watch::Sender::new(None),
+        };
+        snapshots.drop_old();
+        Ok((snapshots, loaded, damaged))
     }
 
     /// Up to where the log may be purged: what the older of the two generations covers. `None` before there are two.

@@ -66,8 +66,12 @@ fn the_newest_is_found_again_and_two_generations_are_kept() {
         assert_eq!(snapshots.purgeable().borrow().map(|id| id.index), purgeable);
     }
     let disk = disk.power_loss();
-    assert_eq!(disk.list(Path::new(DIR)).unwrap().len(), 2);
     let (snapshots, loaded, damaged) = open(&disk);
+    assert_eq!(
+        disk.list(Path::new(DIR)).unwrap().len(),
+        2,
+        "also when the power loss undid a removal"
+    );
     let loaded = loaded.unwrap();
     assert!(damaged.is_empty() && same(&loaded.state, &state(20)));
     assert_eq!(loaded.meta, meta(&state(20)));

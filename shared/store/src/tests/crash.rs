@@ -85,10 +85,10 @@ async fn play(seed: u64) -> u64 {
 #[tokio::test]
 async fn nothing_acknowledged_is_lost_whenever_the_power_goes() {
     let mut written = 0;
-    for seed in 0..300 {
+    for seed in 0..600 {
         written += play(seed).await;
     }
-    assert!(written > 5_000, "only {written} writes");
+    assert!(written > 10_000, "only {written} writes");
 }
 
 #[tokio::test]

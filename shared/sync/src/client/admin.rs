@@ -6,9 +6,7 @@ use futures::{Stream, StreamExt, future::select_all};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
-use ursa_proto::kds::{
-    ClustersResponse, StatsResponse, XdsConfigResponse, clusters_response, stats_response, xds_config_response,
-};
+use ursa_proto::kds::{ClustersResponse, StatsResponse, XdsConfigResponse, clusters_response, stats_response, xds_config_response};
 
 use super::session::Session;
 
@@ -22,7 +20,10 @@ pub(super) async fn run(session: &Session<'_>) -> String {
         let (tx, rx) = mpsc::channel(ANSWERS);
         match session.global().stream_xds_configs(session.request(ReceiverStream::new(rx))).await {
             Ok(questions) => {
-                let answer = |id| XdsConfigResponse { request_id: id, result: Some(xds_config_response::Result::Error(UNSUPPORTED.into())) };
+                let answer = |id| XdsConfigResponse {
+                    request_id: id,
+                    result: Some(xds_config_response::Result::Error(UNSUPPORTED.into())),
+                };
                 serve(questions.into_inner().map(|q| q.map(|q| q.request_id)), tx, answer).await
             }
             Err(status) => absent(status).await,
@@ -32,7 +33,10 @@ pub(super) async fn run(session: &Session<'_>) -> String {
         let (tx, rx) = mpsc::channel(ANSWERS);
         match session.global().stream_stats(session.request(ReceiverStream::new(rx))).await {
             Ok(questions) => {
-                let answer = |id| StatsResponse { request_id: id, result: Some(stats_response::Result::Error(UNSUPPORTED.into())) };
+                let answer = |id| StatsResponse {
+                    request_id: id,
+                    result: Some(stats_response::Result::Error(UNSUPPORTED.into())),
+                };
                 serve(questions.into_inner().map(|q| q.map(|q| q.request_id)), tx, answer).await
             }
             Err(status) => absent(status).await,
@@ -42,13 +46,22 @@ pub(super) async fn run(session: &Session<'_>) -> String {
         let (tx, rx) = mpsc::channel(ANSWERS);
         match session.global().stream_clusters(session.request(ReceiverStream::new(rx))).await {
             Ok(questions) => {
-                let answer = |id| ClustersResponse { request_id: id, result: Some(clusters_response::Result::Error(UNSUPPORTED.into())) };
+                let answer = |id| ClustersResponse {
+                    request_id: id,
+                    result: Some(clusters_response::Result::Error(UNSUPPORTED.into())),
+                };
                 serve(questions.into_inner().map(|q| q.map(|q| q.request_id)), tx, answer).await
             }
             Err(status) => absent(status).await,
         }
     };
-    select_all([Box::pin(configs) as futures::future::BoxFuture<'_, String>, Box::pin(stats), Box::pin(clusters)]).await.0
+    select_all([
+        Box::pin(configs) as futures::future::BoxFuture<'_, String>,
+        Box::pin(stats),
+        Box::pin(clusters),
+    ])
+    .await
+    .0
 }
 
 async fn serve<A>(

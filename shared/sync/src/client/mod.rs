@@ -138,11 +138,29 @@ impl KdsClient {
         if config.addresses.is_empty() {
             return Err(ConfigError::NoAddress);
         }
-        let endpoints = config.addresses.iter().map(|a| Ok((a.clone(), endpoint(&config, a)?))).collect::<Result<_, ConfigError>>()?;
-        let status = ClientStatus { global: parts.source.peek().durable.global(), since: Timestamp::now(), ..ClientStatus::default() };
+        let endpoints = config
+            .addresses
+            .iter()
+            .map(|a| Ok((a.clone(), endpoint(&config, a)?)))
+            .collect::<Result<_, ConfigError>>()?;
+        let status = ClientStatus {
+            global: parts.source.peek().durable.global(),
+            since: Timestamp::now(),
+            ..ClientStatus::default()
+        };
         let (status, watch) = watch::channel(status);
         let distributor = Mutex::new(Distributor::new(Class::ToGlobal { zone: config.zone.clone() }));
-        Ok((Self { config, parts, endpoints, status, distributor, flowed: AtomicBool::new(false) }, watch))
+        Ok((
+            Self {
+                config,
+                parts,
+                endpoints,
+                status,
+                distributor,
+                flowed: AtomicBool::new(false),
+            },
+            watch,
+        ))
     }
 
     /// Keeps the zone connected until cancelled.
@@ -194,7 +212,9 @@ impl KdsClient {
             Token::None => None,
             Token::Text(text) => Some(text.expose().trim().to_owned()),
             Token::File(path) => {
-                let text = tokio::fs::read_to_string(path).await.map_err(|err| format!("zone token {}: {err}", path.display()))?;
+                let text = tokio::fs::read_to_string(path)
+                    .await
+                    .map_err(|err| format!("zone token {}: {err}", path.display()))?;
                 Some(text.trim().to_owned())
             }
         };
@@ -232,7 +252,9 @@ fn endpoint(config: &ClientConfig, address: &str) -> Result<Endpoint, ConfigErro
         Some(("grpc", rest)) => (false, rest),
         _ => return Err(wrong()),
     };
-    let uri: http::Uri = format!("{}://{}", if tls { "https" } else { "http" }, rest.trim_end_matches('/')).parse().map_err(|_| wrong())?;
+    let uri: http::Uri = format!("{}://{}", if tls { "https" } else { "http" }, rest.trim_end_matches('/'))
+        .parse()
+        .map_err(|_| wrong())?;
     if uri.host().is_none_or(str::is_empty) || uri.port_u16().is_none() || uri.path() != "/" || uri.query().is_some() {
         return Err(wrong());
     }
@@ -245,12 +267,18 @@ fn endpoint(config: &ClientConfig, address: &str) -> Result<Endpoint, ConfigErro
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW);
     let agent = format!("kds/{} (linux; ursa)", config.version);
-    endpoint = endpoint.user_agent(agent).map_err(|source| ConfigError::Tls { address: address.to_owned(), source })?;
+    endpoint = endpoint.user_agent(agent).map_err(|source| ConfigError::Tls {
+        address: address.to_owned(),
+        source,
+    })?;
     if tls {
         let ca = config.ca_pem.as_ref().ok_or_else(|| ConfigError::NoCa(address.to_owned()))?;
         endpoint = endpoint
             .tls_config(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)))
-            .map_err(|source| ConfigError::Tls { address: address.to_owned(), source })?;
+            .map_err(|source| ConfigError::Tls {
+                address: address.to_owned(),
+                source,
+            })?;
     }
     Ok(endpoint)
 }

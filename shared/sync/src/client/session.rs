@@ -62,18 +62,31 @@ impl Session<'_> {
             .accept_compressed(CompressionEncoding::Gzip)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
-        if self.client.config.compress { client.send_compressed(CompressionEncoding::Gzip) } else { client }
+        if self.client.config.compress {
+            client.send_compressed(CompressionEncoding::Gzip)
+        } else {
+            client
+        }
     }
 
     pub(super) fn global(&self) -> GlobalKdsServiceClient<Channel> {
         let client = GlobalKdsServiceClient::new(self.channel.clone()).accept_compressed(CompressionEncoding::Gzip);
-        if self.client.config.compress { client.send_compressed(CompressionEncoding::Gzip) } else { client }
+        if self.client.config.compress {
+            client.send_compressed(CompressionEncoding::Gzip)
+        } else {
+            client
+        }
     }
 }
 
 /// Runs until something ends; says what.
 pub(super) async fn run(client: &KdsClient, address: &str, channel: Channel, token: Option<String>, cancel: &CancellationToken) -> String {
-    let session = Session { client, address, channel, token };
+    let session = Session {
+        client,
+        address,
+        channel,
+        token,
+    };
     // Ends the down stream alone, in order, when anything else ends: what it is storing must not be cut off.
     let stop = CancellationToken::new();
     let down = down(&session, stop.clone());
@@ -113,7 +126,11 @@ async fn down(session: &Session<'_>, stop: CancellationToken) -> String {
     let mut receiver = Receiver::new(receiver::Config {
         site: Site::Zone,
         identity: client.identity(),
-        kinds: kinds::ALL.iter().copied().filter(|k| k.descriptor().flags.requested_by_zone()).collect(),
+        kinds: kinds::ALL
+            .iter()
+            .copied()
+            .filter(|k| k.descriptor().flags.requested_by_zone())
+            .collect(),
         progress: false,
         known: source.peek().durable.global(),
     });
@@ -135,7 +152,12 @@ async fn down(session: &Session<'_>, stop: CancellationToken) -> String {
         Ok(response) => response,
         Err(status) => return status_text(&status),
     };
-    let features = response.metadata().get_all(FEATURES_HEADER).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
+    let features = response
+        .metadata()
+        .get_all(FEATURES_HEADER)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(','));
     let progress = Features::from_names(features).contains(Features::PROGRESS);
     let opening = if progress { receiver.peer_reports_progress() } else { Vec::new() };
     let applier = ToStore {
@@ -153,7 +175,16 @@ async fn down(session: &Session<'_>, stop: CancellationToken) -> String {
         }
     };
     let wire = Wire { outbound: tx, wrap: |m| m };
-    let end = shell::run_receiver(receiver, Some(opening), response.into_inner(), applier, wire, observe, stop.cancelled()).await;
+    let end = shell::run_receiver(
+        receiver,
+        Some(opening),
+        response.into_inner(),
+        applier,
+        wire,
+        observe,
+        stop.cancelled(),
+    )
+    .await;
     text(&end)
 }
 
@@ -161,7 +192,10 @@ fn observe_down(client: &KdsClient, report: &receiver::Report) {
     let (zone, metrics) = (client.config.zone.as_str(), &client.parts.metrics);
     match report {
         receiver::Report::Received { kind, resources } => {
-            metrics.resources_received.get_or_create(&Metrics::kind(zone, *kind)).inc_by(*resources as u64);
+            metrics
+                .resources_received
+                .get_or_create(&Metrics::kind(zone, *kind))
+                .inc_by(*resources as u64);
         }
         receiver::Report::Refused { kind, names, text } => {
             warn!(zone, type_url = %kind, resources = ?names, error = text, "resources of the global were refused");
@@ -171,7 +205,10 @@ fn observe_down(client: &KdsClient, report: &receiver::Report) {
             if !keys.is_empty() {
                 warn!(zone, type_url = %kind, resources = ?keys, "the global's first set lacks resources that it had; their removal is held");
             }
-            metrics.held.get_or_create(&Metrics::kind(zone, *kind)).set(i64::try_from(keys.len()).unwrap_or(i64::MAX));
+            metrics
+                .held
+                .get_or_create(&Metrics::kind(zone, *kind))
+                .set(i64::try_from(keys.len()).unwrap_or(i64::MAX));
         }
         receiver::Report::Rewritten(_) => {}
     }
@@ -199,7 +236,9 @@ impl Applier for ToStore {
             let mut refused = Vec::new();
             if let Some(set) = batch.changeset(shell::request_id(), Timestamp::now(), "global") {
                 let (ops, global) = (set.ops.clone(), set.global);
-                let applied = shell::propose(this.sink.as_ref(), set, &this.cancel).await.map_err(|err| err.to_string())?;
+                let applied = shell::propose(this.sink.as_ref(), set, &this.cancel)
+                    .await
+                    .map_err(|err| err.to_string())?;
                 refused = shell::refused(&ops, &applied);
                 if let Some(at) = global {
                     this.stages.record(STORED, &at.history.to_string(), at.revision, this.zone.as_str());
@@ -242,14 +281,21 @@ async fn up(session: &Session<'_>) -> String {
     let sender = Sender::new(sender::Config {
         identifier: zone.to_owned(),
         recipient: Recipient::default(),
-        kinds: kinds::ALL.iter().copied().filter(|k| k.descriptor().flags.zone_to_global()).collect(),
+        kinds: kinds::ALL
+            .iter()
+            .copied()
+            .filter(|k| k.descriptor().flags.zone_to_global())
+            .collect(),
         // The global has no use for revisions of ours of which nothing concerns it.
         announce_idle: false,
     });
     let metrics = &client.parts.metrics;
     let observe = |report: sender::Report| match report {
         sender::Report::Sent { kind, resources } => {
-            metrics.resources_sent.get_or_create(&Metrics::kind(zone, kind)).inc_by(resources as u64);
+            metrics
+                .resources_sent
+                .get_or_create(&Metrics::kind(zone, kind))
+                .inc_by(resources as u64);
         }
         sender::Report::Nacked { kind, names, text } => {
             warn!(zone, type_url = %kind, resources = ?names, error = text, "the global refused resources");
@@ -258,11 +304,24 @@ async fn up(session: &Session<'_>) -> String {
         sender::Report::Acked { .. } | sender::Report::SentUpTo(_) | sender::Report::StoredUpTo(_) => {}
         sender::Report::Unknown { type_url } => tracing::debug!(type_url, "the global asks for a type that is not synced here"),
     };
-    let contents = OwnContent { source: client.parts.source.clone(), distributor: &client.distributor, started: false };
+    let contents = OwnContent {
+        source: client.parts.source.clone(),
+        distributor: &client.distributor,
+        started: false,
+    };
     let wire = Wire { outbound: tx, wrap: |m| m };
     metrics.announce(zone);
     let _active = Active::new(metrics, zone);
-    let end = shell::run_sender(sender, Vec::new(), response.into_inner(), contents, wire, observe, std::future::pending()).await;
+    let end = shell::run_sender(
+        sender,
+        Vec::new(),
+        response.into_inner(),
+        contents,
+        wire,
+        observe,
+        std::future::pending(),
+    )
+    .await;
     text(&end)
 }
 
@@ -285,7 +344,11 @@ impl Drop for Active<'_> {
 /// Calls HealthCheck at once, then at the global's interval.
 async fn health(session: &Session<'_>) -> String {
     loop {
-        let answered = within(HEALTH_CHECK_TIMEOUT, session.global().health_check(session.request(ZoneHealthCheckRequest {}))).await;
+        let answered = within(
+            HEALTH_CHECK_TIMEOUT,
+            session.global().health_check(session.request(ZoneHealthCheckRequest {})),
+        )
+        .await;
         let interval = match answered {
             Ok(Ok(response)) => response.into_inner().interval,
             Ok(Err(status)) if status.code() == Code::Unimplemented => return std::future::pending().await,

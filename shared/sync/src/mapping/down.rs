@@ -31,7 +31,9 @@ const MESH_SERVICES_EXCLUSIVE: [u8; 4] = [9 << 3 | 2, 2, 1 << 3, 3];
 
 pub(super) fn map(context: &Context<'_>, resource: &Resource, hash_suffix: bool, line: Line) -> Result<Option<Entry>, Problem> {
     let made = made_at_global(resource);
-    let Some(needs) = shown(context, resource, made)? else { return Ok(None) };
+    let Some(needs) = shown(context, resource, made)? else {
+        return Ok(None);
+    };
     let kind = resource.kind();
     let mut labels: Labels = resource.labels.clone();
     labels.insert(ORIGIN.into(), Origin::Global.as_str().into());
@@ -46,7 +48,11 @@ pub(super) fn map(context: &Context<'_>, resource: &Resource, hash_suffix: bool,
     if kind.descriptor().hashed && hash_suffix {
         name = hashed_name(resource.mesh(), &name, &mut labels);
     }
-    let from: Option<Arc<str>> = if made == Made::InZone { source_zone(resource).map(Into::into) } else { None };
+    let from: Option<Arc<str>> = if made == Made::InZone {
+        source_zone(resource).map(Into::into)
+    } else {
+        None
+    };
     let draft = Draft {
         source: resource,
         name,
@@ -56,7 +62,13 @@ pub(super) fn map(context: &Context<'_>, resource: &Resource, hash_suffix: bool,
         from,
         needs,
     };
-    draft.finish(|bytes| if kind == Kind::Mesh && line == Line::V2 { with_exclusive_mesh_services(&bytes) } else { Ok(bytes) })
+    draft.finish(|bytes| {
+        if kind == Kind::Mesh && line == Line::V2 {
+            with_exclusive_mesh_services(&bytes)
+        } else {
+            Ok(bytes)
+        }
+    })
 }
 
 /// `None`: hidden from every zone. Otherwise what a zone must understand to get it.
@@ -74,7 +86,11 @@ fn shown(context: &Context<'_>, resource: &Resource, made: Made) -> Result<Optio
         // A MeshTrust stays when its zone is disabled: connections that it vouches for go on.
         Made::InZone if resource.kind() == Kind::MeshTrust => match context.trust.verdict(resource) {
             Verdict::Passes => Ok(Some(Features::default())),
-            Verdict::Belongs { trust_domain, owner } => Err(Problem::Quarantined { key: resource.key.clone(), trust_domain, owner }),
+            Verdict::Belongs { trust_domain, owner } => Err(Problem::Quarantined {
+                key: resource.key.clone(),
+                trust_domain,
+                owner,
+            }),
         },
         Made::InZone if !flags.across_zones() => Ok(None),
         Made::InZone if !source_zone(resource).is_some_and(|zone| is_enabled(context.catalog, zone)) => Ok(None),
@@ -101,7 +117,13 @@ fn is_enabled(catalog: &Catalog, zone: &str) -> bool {
 
 /// A private key never leaves the global: no public half, no secret.
 fn public_half(resource: &Resource) -> Result<Value, Problem> {
-    let key = || resource.spec::<Secret>().ok()?.bytes().and_then(|pem| VerifyingKey::parse(&pem).ok());
+    let key = || {
+        resource
+            .spec::<Secret>()
+            .ok()?
+            .bytes()
+            .and_then(|pem| VerifyingKey::parse(&pem).ok())
+    };
     key()
         .and_then(|key| serde_json::to_value(Secret::of(key.to_pem().as_bytes())).ok())
         .ok_or_else(|| Problem::SigningKey { key: resource.key.clone() })

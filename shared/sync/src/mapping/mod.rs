@@ -90,7 +90,11 @@ pub enum Problem {
     #[error("{key} holds no RSA key: its public half cannot be sent")]
     SigningKey { key: ResourceKey },
     #[error("{key} is kept from other zones: trust domain {trust_domain:?} belongs to zone {owner:?}")]
-    Quarantined { key: ResourceKey, trust_domain: String, owner: String },
+    Quarantined {
+        key: ResourceKey,
+        trust_domain: String,
+        owner: String,
+    },
 }
 
 /// What mapping needs beside the resource itself.
@@ -145,7 +149,11 @@ fn hashed_name(mesh: &str, name: &str, labels: &mut Labels) -> String {
         Some(display) if !display.is_empty() => display.clone(),
         _ => name.to_owned(),
     };
-    let extra: Vec<&str> = [ZONE, K8S_NAMESPACE].iter().filter_map(|l| labels.get(*l)).map(String::as_str).collect();
+    let extra: Vec<&str> = [ZONE, K8S_NAMESPACE]
+        .iter()
+        .filter_map(|l| labels.get(*l))
+        .map(String::as_str)
+        .collect();
     let hashed = hash::hashed(mesh, &display, &extra);
     labels.entry(DISPLAY_NAME.into()).or_insert_with(|| name.to_owned());
     hashed
@@ -166,9 +174,11 @@ impl Draft<'_> {
     fn finish(self, amend: impl FnOnce(Bytes) -> Result<Bytes, String>) -> Result<Option<Entry>, Problem> {
         let key = &self.source.key;
         let failed = |why: String| Problem::Encode { key: key.clone(), why };
-        let bytes = wire::encode(key.kind(), key.mesh(), &self.name, &self.labels, self.spec, self.status).map_err(|e| failed(e.to_string()))?;
+        let bytes =
+            wire::encode(key.kind(), key.mesh(), &self.name, &self.labels, self.spec, self.status).map_err(|e| failed(e.to_string()))?;
         let bytes = amend(bytes).map_err(failed)?;
-        let content = serde_json::to_vec(&(&self.name, key.mesh(), &self.labels, self.spec, self.status)).map_err(|e| failed(e.to_string()))?;
+        let content =
+            serde_json::to_vec(&(&self.name, key.mesh(), &self.labels, self.spec, self.status)).map_err(|e| failed(e.to_string()))?;
         let digest = Sha256::digest(&content);
         let version: String = digest.iter().take(16).map(|b| format!("{b:02x}")).collect();
         Ok(Some(Entry {

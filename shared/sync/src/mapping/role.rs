@@ -12,9 +12,16 @@ pub(super) const PRODUCER: &str = "producer";
 
 /// All `to` items select one service or route by name in the policy's own namespace, and there is at least one.
 pub(super) fn is_producer(policy: &Resource) -> bool {
-    let Some(namespace) = policy.label(K8S_NAMESPACE).filter(|n| !n.is_empty()) else { return false };
-    let Some(to) = policy.spec.get("to").and_then(Value::as_array) else { return false };
-    !to.is_empty() && to.iter().all(|item| item.get("targetRef").is_some_and(|target| is_local_service(target, namespace)))
+    let Some(namespace) = policy.label(K8S_NAMESPACE).filter(|n| !n.is_empty()) else {
+        return false;
+    };
+    let Some(to) = policy.spec.get("to").and_then(Value::as_array) else {
+        return false;
+    };
+    !to.is_empty()
+        && to
+            .iter()
+            .all(|item| item.get("targetRef").is_some_and(|target| is_local_service(target, namespace)))
 }
 
 fn is_local_service(target: &Value, namespace: &str) -> bool {
@@ -26,7 +33,11 @@ fn is_local_service(target: &Value, namespace: &str) -> bool {
     if text("name").is_some() {
         return text("namespace").is_none_or(|n| n == namespace);
     }
-    let Some(labels) = target.get("labels").and_then(Value::as_object) else { return false };
+    let Some(labels) = target.get("labels").and_then(Value::as_object) else {
+        return false;
+    };
     labels.contains_key(DISPLAY_NAME)
-        && labels.iter().all(|(key, value)| key == DISPLAY_NAME || (key == K8S_NAMESPACE && value.as_str() == Some(namespace)))
+        && labels
+            .iter()
+            .all(|(key, value)| key == DISPLAY_NAME || (key == K8S_NAMESPACE && value.as_str() == Some(namespace)))
 }

@@ -14,7 +14,10 @@ use ursa_state::Role;
 
 use prost::Message as _;
 
-const TO_V3: Class = Class::ToZones { hash_suffix: true, line: Line::V3 };
+const TO_V3: Class = Class::ToZones {
+    hash_suffix: true,
+    line: Line::V3,
+};
 
 fn ours() -> Features {
     Features::OURS_IN_NODE
@@ -42,13 +45,23 @@ fn from_zone(memory: &Memory, zone: &str, kind: Kind, display: &str, extra: &[(&
 /// Wire names of a kind that `zone` sees.
 fn seen(memory: &Memory, class: &Class, zone: &str, kind: Kind) -> Vec<String> {
     let distribution = Distributor::new(class.clone()).update(memory.catalog());
-    let recipient = Recipient { zone: Some(zone.into()), features: ours() };
-    distribution.of_kind(kind).filter(|(_, e)| recipient.sees(e)).map(|(_, e)| e.name.to_string()).collect()
+    let recipient = Recipient {
+        zone: Some(zone.into()),
+        features: ours(),
+    };
+    distribution
+        .of_kind(kind)
+        .filter(|(_, e)| recipient.sees(e))
+        .map(|(_, e)| e.name.to_string())
+        .collect()
 }
 
 fn decoded(memory: &Memory, class: &Class, kind: Kind, name: &str) -> KumaResource {
     let distribution = Distributor::new(class.clone()).update(memory.catalog());
-    let entry = distribution.get(&(kind, name.into())).unwrap_or_else(|| panic!("{name} is not sent")).clone();
+    let entry = distribution
+        .get(&(kind, name.into()))
+        .unwrap_or_else(|| panic!("{name} is not sent"))
+        .clone();
     KumaResource::decode(entry.bytes.as_ref()).unwrap()
 }
 
@@ -63,10 +76,16 @@ fn a_policy_of_the_global_is_hashed_and_labelled() {
     let name = "allow-frontend-9586fw9x6wd94z46.default";
     assert_eq!(seen(&memory, &TO_V3, "east", Kind::MeshTrafficPermission), [name]);
     let meta = decoded(&memory, &TO_V3, Kind::MeshTrafficPermission, name).meta.unwrap();
-    assert_eq!((meta.name.as_str(), meta.mesh.as_str()), ("allow-frontend-9586fw9x6wd94z46", "default"));
+    assert_eq!(
+        (meta.name.as_str(), meta.mesh.as_str()),
+        ("allow-frontend-9586fw9x6wd94z46", "default")
+    );
     assert_eq!(meta.labels[ORIGIN], "global");
     assert_eq!(meta.labels[DISPLAY_NAME], "allow-frontend");
-    let old = Class::ToZones { hash_suffix: false, line: Line::V2 };
+    let old = Class::ToZones {
+        hash_suffix: false,
+        line: Line::V2,
+    };
     assert_eq!(seen(&memory, &old, "east", Kind::MeshTrafficPermission), ["allow-frontend.default"]);
     assert_eq!(seen(&memory, &TO_V3, "east", Kind::Mesh), ["default."], "a Mesh is never hashed");
 }
@@ -85,8 +104,15 @@ fn a_service_goes_to_the_other_zones_without_status() {
         expect: Default::default(),
     })]);
     let name = "backend-d49vb4d82969fv4f.default";
-    assert_eq!(seen(&memory, &TO_V3, "east", Kind::MeshService), [name], "hashing again gives the same name");
-    assert!(seen(&memory, &TO_V3, "west", Kind::MeshService).is_empty(), "not back to its own zone");
+    assert_eq!(
+        seen(&memory, &TO_V3, "east", Kind::MeshService),
+        [name],
+        "hashing again gives the same name"
+    );
+    assert!(
+        seen(&memory, &TO_V3, "west", Kind::MeshService).is_empty(),
+        "not back to its own zone"
+    );
     let sent = decoded(&memory, &TO_V3, Kind::MeshService, name);
     assert!(sent.status.is_none());
     let labels = sent.meta.unwrap().labels;
@@ -112,8 +138,21 @@ fn a_disabled_zone_is_withdrawn_and_comes_back() {
 #[test]
 fn what_must_stay_at_the_global_stays() {
     let memory = global();
-    for name in ["envoy-admin-ca", "admin-user-token", "inter-cp-ca", "user-token-revocations", "user-token-signing-key-1", "mine"] {
-        memory.put(Site::Global, Kind::GlobalSecret, "", name, serde_json::to_value(Secret::of(b"x")).unwrap());
+    for name in [
+        "envoy-admin-ca",
+        "admin-user-token",
+        "inter-cp-ca",
+        "user-token-revocations",
+        "user-token-signing-key-1",
+        "mine",
+    ] {
+        memory.put(
+            Site::Global,
+            Kind::GlobalSecret,
+            "",
+            name,
+            serde_json::to_value(Secret::of(b"x")).unwrap(),
+        );
     }
     for name in ["kuma-cluster-id", "cp-catalog"] {
         memory.put(Site::Global, Kind::Config, "", name, json!({"config": "x"}));
@@ -135,8 +174,20 @@ fn what_must_stay_at_the_global_stays() {
 fn a_signing_key_travels_as_its_public_half() {
     let memory = global();
     let signing = SigningKey::generate().unwrap();
-    memory.put(Site::Global, Kind::GlobalSecret, "", "zone-token-signing-key-1", serde_json::to_value(Secret::of(signing.private_pem().as_bytes())).unwrap());
-    memory.put(Site::Global, Kind::GlobalSecret, "", "zone-token-signing-key-2", serde_json::to_value(Secret::of(b"no key")).unwrap());
+    memory.put(
+        Site::Global,
+        Kind::GlobalSecret,
+        "",
+        "zone-token-signing-key-1",
+        serde_json::to_value(Secret::of(signing.private_pem().as_bytes())).unwrap(),
+    );
+    memory.put(
+        Site::Global,
+        Kind::GlobalSecret,
+        "",
+        "zone-token-signing-key-2",
+        serde_json::to_value(Secret::of(b"no key")).unwrap(),
+    );
     let name = "zone-token-signing-public-key-1.";
     assert_eq!(seen(&memory, &TO_V3, "east", Kind::GlobalSecret), [name]);
     let sent = decoded(&memory, &TO_V3, Kind::GlobalSecret, name).spec.unwrap();
@@ -153,7 +204,12 @@ fn a_signing_key_travels_as_its_public_half() {
 #[test]
 fn a_2_14_zone_gets_exclusive_mesh_services() {
     let memory = global();
-    let spec = |line| decoded(&memory, &Class::ToZones { hash_suffix: true, line }, Kind::Mesh, "default.").spec.unwrap().value;
+    let spec = |line| {
+        decoded(&memory, &Class::ToZones { hash_suffix: true, line }, Kind::Mesh, "default.")
+            .spec
+            .unwrap()
+            .value
+    };
     assert_eq!(spec(Line::V3), Vec::<u8>::new());
     assert_eq!(spec(Line::V2), [0x4a, 2, 8, 3]);
 }
@@ -165,20 +221,50 @@ fn only_producer_policies_cross_zones() {
     let own = json!({DISPLAY_NAME: "backend", K8S_NAMESPACE: "ns"});
     let ns = &[("kuma.io/policy-role", "producer"), (K8S_NAMESPACE, "ns")];
     let producer = from_zone(&memory, "west", Kind::MeshTimeout, "producer", ns, to(own.clone()));
-    from_zone(&memory, "west", Kind::MeshTimeout, "liar", ns, to(json!({DISPLAY_NAME: "backend", K8S_NAMESPACE: "other"})));
-    from_zone(&memory, "west", Kind::MeshTimeout, "no-namespace", &[("kuma.io/policy-role", "producer")], to(own.clone()));
-    from_zone(&memory, "west", Kind::MeshTimeout, "consumer", &[("kuma.io/policy-role", "consumer"), (K8S_NAMESPACE, "ns")], to(own));
+    from_zone(
+        &memory,
+        "west",
+        Kind::MeshTimeout,
+        "liar",
+        ns,
+        to(json!({DISPLAY_NAME: "backend", K8S_NAMESPACE: "other"})),
+    );
+    from_zone(
+        &memory,
+        "west",
+        Kind::MeshTimeout,
+        "no-namespace",
+        &[("kuma.io/policy-role", "producer")],
+        to(own.clone()),
+    );
+    from_zone(
+        &memory,
+        "west",
+        Kind::MeshTimeout,
+        "consumer",
+        &[("kuma.io/policy-role", "consumer"), (K8S_NAMESPACE, "ns")],
+        to(own),
+    );
     let distribution = Distributor::new(TO_V3).update(memory.catalog());
     let sent: Vec<_> = distribution.of_kind(Kind::MeshTimeout).map(|(_, e)| e.clone()).collect();
     assert_eq!(sent.len(), 1);
     assert_eq!((&sent[0].source, sent[0].needs), (&producer, Features::PRODUCER_POLICY_FLOW));
-    assert!(!Recipient { zone: Some("east".into()), features: Features::HASH_SUFFIX }.sees(&sent[0]));
+    assert!(
+        !Recipient {
+            zone: Some("east".into()),
+            features: Features::HASH_SUFFIX
+        }
+        .sees(&sent[0])
+    );
 }
 
 fn trust(domain: &str, pem: &str) -> Value {
     serde_json::to_value(mesh_trust::MeshTrust {
         trust_domain: domain.into(),
-        ca_bundles: vec![mesh_trust::CaBundle { kind: mesh_trust::BundleType::Pem, pem: Some(mesh_trust::Pem { value: pem.into() }) }],
+        ca_bundles: vec![mesh_trust::CaBundle {
+            kind: mesh_trust::BundleType::Pem,
+            pem: Some(mesh_trust::Pem { value: pem.into() }),
+        }],
     })
     .unwrap()
 }
@@ -186,12 +272,26 @@ fn trust(domain: &str, pem: &str) -> Value {
 #[test]
 fn a_trust_domain_belongs_to_the_zone_that_published_it_first() {
     let memory = global();
-    let west = from_zone(&memory, "west", Kind::MeshTrust, "west-trust", &[], trust("west.local", "CA of west"));
+    let west = from_zone(
+        &memory,
+        "west",
+        Kind::MeshTrust,
+        "west-trust",
+        &[],
+        trust("west.local", "CA of west"),
+    );
     let name = |key: &ResourceKey| {
         let distribution = Distributor::new(TO_V3).update(memory.catalog());
-        distribution.of_kind(Kind::MeshTrust).find(|(_, e)| e.source == *key).map(|(_, e)| e.name.to_string())
+        distribution
+            .of_kind(Kind::MeshTrust)
+            .find(|(_, e)| e.source == *key)
+            .map(|(_, e)| e.name.to_string())
     };
-    assert_eq!(name(&west).unwrap(), format!("{}.default", west.name()), "to the others under the hash of its zone");
+    assert_eq!(
+        name(&west).unwrap(),
+        format!("{}.default", west.name()),
+        "to the others under the hash of its zone"
+    );
     assert!(seen(&memory, &TO_V3, "west", Kind::MeshTrust).is_empty());
     // East claims west's trust domain, in other letters too.
     let thief = from_zone(&memory, "east", Kind::MeshTrust, "thief", &[], trust("West.local", "CA of east"));
@@ -203,10 +303,23 @@ fn a_trust_domain_belongs_to_the_zone_that_published_it_first() {
     let copy = from_zone(&memory, "east", Kind::MeshTrust, "copy", &[], trust("west.local", " CA of west\n"));
     assert!(name(&copy).is_some());
     // The owner rotates its CA: it stays the owner, though its resource is changed last.
-    from_zone(&memory, "west", Kind::MeshTrust, "west-trust", &[], trust("west.local", "next CA of west"));
+    from_zone(
+        &memory,
+        "west",
+        Kind::MeshTrust,
+        "west-trust",
+        &[],
+        trust("west.local", "next CA of west"),
+    );
     assert!(name(&west).is_some() && name(&thief).is_none());
     // The operator takes it on.
-    memory.put(Site::Global, Kind::MeshTrust, "default", "by-hand", trust("west.local", "CA by hand"));
+    memory.put(
+        Site::Global,
+        Kind::MeshTrust,
+        "default",
+        "by-hand",
+        trust("west.local", "CA by hand"),
+    );
     distributor.update(memory.catalog());
     assert!(name(&thief).is_some() && distributor.problems().is_empty());
     memory.delete(Kind::MeshTrust, "default", "by-hand");
@@ -226,7 +339,11 @@ fn a_zone_sends_its_own_resources_under_its_name() {
     labels.insert(ursa_model::labels::DELETION_GRACE.into(), "x".into());
     memory.put_with(own, labels, json!({"ports": []}));
     // F5: a MeshTrust without labels counts as made here, under the hash of its stored name.
-    memory.put_with(key(Kind::MeshTrust, "default", "identity-fx89fx8cww447z7x"), Labels::new(), trust("west.local", "CA"));
+    memory.put_with(
+        key(Kind::MeshTrust, "default", "identity-fx89fx8cww447z7x"),
+        Labels::new(),
+        trust("west.local", "CA"),
+    );
     let foreign = key(Kind::MeshTimeout, "default", "from-global");
     memory.put_with(foreign, labels_of(&[(ORIGIN, "global")]), json!({}));
     let distribution = Distributor::new(Class::ToGlobal { zone }).update(memory.catalog());
@@ -236,10 +353,17 @@ fn a_zone_sends_its_own_resources_under_its_name() {
     assert_eq!((labels[ORIGIN].as_str(), labels[ZONE].as_str()), ("zone", "west"));
     assert!(!labels.contains_key(ursa_model::labels::DELETION_GRACE));
     let (_, own_trust) = distribution.of_kind(Kind::MeshTrust).next().unwrap();
-    assert_eq!(own_trust.name.as_ref(), format!("{}.default", hash::hashed("default", "identity-fx89fx8cww447z7x", &["west"])));
+    assert_eq!(
+        own_trust.name.as_ref(),
+        format!("{}.default", hash::hashed("default", "identity-fx89fx8cww447z7x", &["west"]))
+    );
     let labels = KumaResource::decode(own_trust.bytes.as_ref()).unwrap().meta.unwrap().labels;
     assert_eq!(labels[DISPLAY_NAME], "identity-fx89fx8cww447z7x");
-    assert_eq!(distribution.of_kind(Kind::MeshTimeout).count(), 0, "what came from the global does not go back");
+    assert_eq!(
+        distribution.of_kind(Kind::MeshTimeout).count(),
+        0,
+        "what came from the global does not go back"
+    );
 }
 
 #[test]
@@ -249,7 +373,14 @@ fn what_only_looks_changed_is_not_sent_again() {
     let mut distributor = Distributor::new(TO_V3);
     let first = distributor.update(memory.catalog());
     let labels = memory.catalog().get(&stored).unwrap().labels.clone();
-    let op = ursa_state::Put { key: stored, labels, spec: json!({"ports": []}), status: Some(json!({"vips": []})), owner: None, expect: Default::default() };
+    let op = ursa_state::Put {
+        key: stored,
+        labels,
+        spec: json!({"ports": []}),
+        status: Some(json!({"vips": []})),
+        owner: None,
+        expect: Default::default(),
+    };
     memory.ops(vec![ursa_state::Op::Put(op)]);
     let second = distributor.update(memory.catalog());
     assert_eq!(second.sequence(), first.sequence(), "a status is not sent down");
@@ -265,7 +396,11 @@ fn two_resources_of_one_wire_name_take_turns() {
     };
     twin("b", 2);
     let mut distributor = Distributor::new(TO_V3);
-    let holder = |d: &crate::distribution::Distribution| d.of_kind(Kind::MeshService).map(|(_, e)| e.source.name().to_owned()).collect::<Vec<_>>();
+    let holder = |d: &crate::distribution::Distribution| {
+        d.of_kind(Kind::MeshService)
+            .map(|(_, e)| e.source.name().to_owned())
+            .collect::<Vec<_>>()
+    };
     assert_eq!(holder(&distributor.update(memory.catalog())), ["b"]);
     twin("a", 1);
     assert_eq!(holder(&distributor.update(memory.catalog())), ["a"]);

@@ -51,7 +51,10 @@ impl Bindings {
                     out.open.insert(domain);
                 }
                 (Made::InZone, Some(zone)) => {
-                    let owner = out.owners.entry(domain).or_insert_with(|| Owner { zone: zone.to_owned(), authorities: BTreeSet::new() });
+                    let owner = out.owners.entry(domain).or_insert_with(|| Owner {
+                        zone: zone.to_owned(),
+                        authorities: BTreeSet::new(),
+                    });
                     if owner.zone == zone {
                         owner.authorities.extend(authorities(&spec));
                     }
@@ -65,14 +68,20 @@ impl Bindings {
     /// For a MeshTrust that a zone made.
     pub fn verdict(&self, resource: &Resource) -> Verdict {
         let Some((domain, spec)) = read(resource) else {
-            return Verdict::Belongs { trust_domain: String::new(), owner: String::new() };
+            return Verdict::Belongs {
+                trust_domain: String::new(),
+                owner: String::new(),
+            };
         };
         if self.open.contains(&domain) {
             return Verdict::Passes;
         }
         match self.owners.get(&domain) {
             Some(owner) if Some(owner.zone.as_str()) != resource.zone() && !authorities(&spec).is_subset(&owner.authorities) => {
-                Verdict::Belongs { trust_domain: spec.trust_domain, owner: owner.zone.clone() }
+                Verdict::Belongs {
+                    trust_domain: spec.trust_domain,
+                    owner: owner.zone.clone(),
+                }
             }
             _ => Verdict::Passes,
         }

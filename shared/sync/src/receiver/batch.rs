@@ -54,7 +54,14 @@ impl Batch {
         if self.ops.is_empty() && self.global.is_none() {
             return None;
         }
-        Some(Changeset { id, at, mode: Mode::Each, ops: self.ops.clone(), global: self.global, actor: actor.to_owned() })
+        Some(Changeset {
+            id,
+            at,
+            mode: Mode::Each,
+            ops: self.ops.clone(),
+            global: self.global,
+            actor: actor.to_owned(),
+        })
     }
 
     /// The ops in pieces of about `max_bytes` each (an op alone may be larger), in order.
@@ -97,13 +104,23 @@ pub(super) fn build(pending: &mut Pending, site: &Site, catalog: &Catalog, known
         (Some(known), Some(at)) => known.history == at.history && at.revision >= known.revision,
         _ => false,
     };
-    let news = pending.global.filter(|at| matches!(site, Site::Zone) && catalog.durable.global() != Some(*at));
-    let mut batch = Batch { global: news, peer: pending.global, ..Batch::default() };
+    let news = pending
+        .global
+        .filter(|at| matches!(site, Site::Zone) && catalog.durable.global() != Some(*at));
+    let mut batch = Batch {
+        global: news,
+        peer: pending.global,
+        ..Batch::default()
+    };
     let mut removals: Vec<ResourceKey> = Vec::new();
     for (kind, of_kind) in &mut pending.kinds {
         batch.mentioned.extend(of_kind.upserts.keys().chain(&of_kind.removals).cloned());
-        let mut gone: BTreeSet<ResourceKey> =
-            of_kind.removals.iter().filter(|key| catalog.get(key).is_some_and(|stored| site.owns(stored))).cloned().collect();
+        let mut gone: BTreeSet<ResourceKey> = of_kind
+            .removals
+            .iter()
+            .filter(|key| catalog.get(key).is_some_and(|stored| site.owns(stored)))
+            .cloned()
+            .collect();
         if of_kind.full {
             let (removed, held) = implied(*kind, of_kind, site, catalog, trusted);
             gone.extend(removed);
@@ -112,10 +129,14 @@ pub(super) fn build(pending: &mut Pending, site: &Site, catalog: &Catalog, known
         removals.extend(gone);
         for (key, upsert) in std::mem::take(&mut of_kind.upserts) {
             let stored = catalog.get(&key);
-            let Some(answer) = pending.answers.get_mut(upsert.answer) else { continue };
+            let Some(answer) = pending.answers.get_mut(upsert.answer) else {
+                continue;
+            };
             match stored {
                 Some(stored) if !site.owns(stored) => {
-                    answer.refused.push((upsert.wire_name, format!("{key} exists already and was not made by this peer")));
+                    answer
+                        .refused
+                        .push((upsert.wire_name, format!("{key} exists already and was not made by this peer")));
                 }
                 Some(stored) if same(stored, &upsert.incoming, site) => {}
                 stored => {
@@ -177,5 +198,12 @@ fn put(batch: &mut Batch, site: &Site, catalog: &Catalog, stored: Option<&Resour
         batch.ops.push(Op::delete(key.clone()));
         expect = Expect::Absent;
     }
-    batch.ops.push(Op::Put(Put { key, labels, spec, status, owner, expect }));
+    batch.ops.push(Op::Put(Put {
+        key,
+        labels,
+        spec,
+        status,
+        owner,
+        expect,
+    }));
 }

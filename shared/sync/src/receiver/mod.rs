@@ -43,7 +43,9 @@ pub enum Event {
     Start,
     Response(DeltaDiscoveryResponse),
     /// The batch given out last is stored, except for what the store refused.
-    Stored { refused: Vec<(ResourceKey, String)> },
+    Stored {
+        refused: Vec<(ResourceKey, String)>,
+    },
     /// The batch given out last is not stored.
     Failed(String),
 }
@@ -73,11 +75,21 @@ pub enum Close {
 /// What an observer may want to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
-    Received { kind: Kind, resources: usize },
+    Received {
+        kind: Kind,
+        resources: usize,
+    },
     /// Refused resources, by wire name.
-    Refused { kind: Kind, names: Vec<String>, text: String },
+    Refused {
+        kind: Kind,
+        names: Vec<String>,
+        text: String,
+    },
     /// Removals that a first response implied and that are not done; replaces the last report for the kind.
-    Held { kind: Kind, keys: Vec<ResourceKey> },
+    Held {
+        kind: Kind,
+        keys: Vec<ResourceKey>,
+    },
     /// Resources came under another zone's name; this many.
     Rewritten(usize),
 }
@@ -116,7 +128,15 @@ pub struct Receiver {
 impl Receiver {
     pub fn new(config: Config) -> Self {
         let first_seen = config.kinds.iter().map(|k| (*k, false)).collect();
-        Self { config, first_seen, open: Pending::default(), ready: Pending::default(), storing: None, held: BTreeMap::new(), closed: false }
+        Self {
+            config,
+            first_seen,
+            open: Pending::default(),
+            ready: Pending::default(),
+            storing: None,
+            held: BTreeMap::new(),
+            closed: false,
+        }
     }
 
     /// `catalog` is the newest picture of our own store; after [`Event::Stored`] it must contain what was stored.
@@ -159,7 +179,11 @@ impl Receiver {
 
     /// The peer reports progress, as it turned out after the stream was opened (a zone learns it from response headers).
     pub fn peer_reports_progress(&mut self) -> Vec<Action> {
-        if std::mem::replace(&mut self.config.progress, true) { Vec::new() } else { vec![Action::Send(self.initial(PROGRESS_TYPE_URL))] }
+        if std::mem::replace(&mut self.config.progress, true) {
+            Vec::new()
+        } else {
+            vec![Action::Send(self.initial(PROGRESS_TYPE_URL))]
+        }
     }
 
     fn initial(&self, type_url: &str) -> DeltaDiscoveryRequest {
@@ -186,8 +210,12 @@ impl Receiver {
             return Err(protocol("a response without nonce".into()));
         }
         if response.type_url == PROGRESS_TYPE_URL && self.config.progress {
-            let at = revision::parse(&response.system_version_info)
-                .ok_or_else(|| protocol(format!("a progress marker without revision: {:?}", shown(&response.system_version_info))))?;
+            let at = revision::parse(&response.system_version_info).ok_or_else(|| {
+                protocol(format!(
+                    "a progress marker without revision: {:?}",
+                    shown(&response.system_version_info)
+                ))
+            })?;
             let mut open = std::mem::take(&mut self.open);
             open.mark(at, response.nonce);
             self.ready.append(open);
@@ -201,7 +229,11 @@ impl Receiver {
         let resources = response.resources.len() + response.removed_resources.len();
         let pending = self.read(kind, first, response, out)?;
         out.push(Action::Report(Report::Received { kind, resources }));
-        if self.config.progress { self.open.append(pending) } else { self.ready.append(pending) }
+        if self.config.progress {
+            self.open.append(pending)
+        } else {
+            self.ready.append(pending)
+        }
         Ok(())
     }
 
@@ -222,7 +254,11 @@ impl Receiver {
             let any = resource.resource.ok_or_else(|| protocol(&resource.name, &"no resource in it"))?;
             pending.bytes += any.value.len();
             // What the name says is only used to protect the stored copy of a resource that cannot be read.
-            let named = || wire::parse_kds_name(kind, &resource.name).and_then(|key| self.config.site.received_key(key)).ok();
+            let named = || {
+                wire::parse_kds_name(kind, &resource.name)
+                    .and_then(|key| self.config.site.received_key(key))
+                    .ok()
+            };
             match wire::decode(kind, &any.type_url, &any.value) {
                 Ok(incoming) => {
                     let wire_name = wire::kds_name(incoming.key.mesh(), incoming.key.name());
@@ -232,7 +268,11 @@ impl Receiver {
                         Ok(None) => {}
                         Ok(Some((incoming, renamed))) if labels <= MAX_LABEL_BYTES => {
                             rewritten += usize::from(renamed);
-                            pending.upsert(Upsert { incoming, wire_name, answer: 0 });
+                            pending.upsert(Upsert {
+                                incoming,
+                                wire_name,
+                                answer: 0,
+                            });
                         }
                         Ok(Some((incoming, _))) => {
                             pending.refuse(Some(incoming.key), wire_name, format!("labels: more than {MAX_LABEL_BYTES} bytes"));
@@ -248,9 +288,9 @@ impl Receiver {
                 Err(err @ (wire::Error::Key(_) | wire::Error::Labels)) => {
                     pending.refuse(named(), resource.name.chars().take(512).collect(), err.to_string());
                 }
-                Err(
-                    err @ (wire::Error::Decode(_) | wire::Error::Missing(_) | wire::Error::TypeUrl { .. } | wire::Error::Json(_)),
-                ) => return Err(protocol(&resource.name, &err)),
+                Err(err @ (wire::Error::Decode(_) | wire::Error::Missing(_) | wire::Error::TypeUrl { .. } | wire::Error::Json(_))) => {
+                    return Err(protocol(&resource.name, &err));
+                }
             }
         }
         if rewritten > 0 {
@@ -288,7 +328,10 @@ impl Receiver {
             let before = keys.len();
             keys.retain(|key| !batch.mentioned.contains(key));
             if keys.len() != before {
-                out.push(Action::Report(Report::Held { kind: *kind, keys: keys.clone() }));
+                out.push(Action::Report(Report::Held {
+                    kind: *kind,
+                    keys: keys.clone(),
+                }));
             }
         }
     }
@@ -311,7 +354,10 @@ impl Receiver {
             if !answer.refused.is_empty() {
                 let text = nack_text(&answer.refused);
                 request.resource_names_subscribe = vec!["*".to_owned()];
-                request.error_detail = Some(ErrorDetail { code: 0, message: text.clone() });
+                request.error_detail = Some(ErrorDetail {
+                    code: 0,
+                    message: text.clone(),
+                });
                 if let Ok(kind) = request.type_url.parse() {
                     let names = answer.refused.into_iter().map(|(name, _)| name).collect();
                     out.push(Action::Report(Report::Refused { kind, names, text }));

@@ -49,8 +49,17 @@ pub(super) struct Pending {
 
 impl Pending {
     pub(super) fn of_response(kind: Kind, full: bool, nonce: String) -> Self {
-        let answer = Answer { type_url: kind.name().to_owned(), nonce, refused: Vec::new(), keys: BTreeMap::new() };
-        Self { kinds: BTreeMap::from([(kind, OfKind { full, ..OfKind::default() })]), answers: vec![answer], ..Self::default() }
+        let answer = Answer {
+            type_url: kind.name().to_owned(),
+            nonce,
+            refused: Vec::new(),
+            keys: BTreeMap::new(),
+        };
+        Self {
+            kinds: BTreeMap::from([(kind, OfKind { full, ..OfKind::default() })]),
+            answers: vec![answer],
+            ..Self::default()
+        }
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -84,7 +93,12 @@ impl Pending {
     /// A marker: everything so far completes `at`.
     pub(super) fn mark(&mut self, at: GlobalRevision, nonce: String) {
         self.global = Some(at);
-        self.answers.push(Answer { type_url: PROGRESS_TYPE_URL.to_owned(), nonce, refused: Vec::new(), keys: BTreeMap::new() });
+        self.answers.push(Answer {
+            type_url: PROGRESS_TYPE_URL.to_owned(),
+            nonce,
+            refused: Vec::new(),
+            keys: BTreeMap::new(),
+        });
     }
 
     /// Adds what came later.

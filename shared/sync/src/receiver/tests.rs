@@ -6,17 +6,40 @@ use ursa_proto::discovery::Resource;
 use ursa_state::{GlobalRevision, HistoryId, Op, Role};
 
 fn at(revision: u64) -> GlobalRevision {
-    GlobalRevision { history: HistoryId(9), revision }
+    GlobalRevision {
+        history: HistoryId(9),
+        revision,
+    }
 }
 
 fn receiver(site: Site, progress: bool, known: Option<GlobalRevision>) -> Receiver {
-    let kinds = vec![Kind::Mesh, Kind::MeshService, Kind::MeshZoneAddress, Kind::MeshTimeout, Kind::MeshTrust, Kind::Secret, Kind::Dataplane];
-    let identity = Identity { zone: "east".into(), ..Identity::default() };
-    Receiver::new(Config { site, identity, kinds, progress, known })
+    let kinds = vec![
+        Kind::Mesh,
+        Kind::MeshService,
+        Kind::MeshZoneAddress,
+        Kind::MeshTimeout,
+        Kind::MeshTrust,
+        Kind::Secret,
+        Kind::Dataplane,
+    ];
+    let identity = Identity {
+        zone: "east".into(),
+        ..Identity::default()
+    };
+    Receiver::new(Config {
+        site,
+        identity,
+        kinds,
+        progress,
+        known,
+    })
 }
 
 fn global_site() -> Site {
-    Site::Global { zone: "east".parse().unwrap(), prefix_names: false }
+    Site::Global {
+        zone: "east".parse().unwrap(),
+        prefix_names: false,
+    }
 }
 
 fn resource(kind: Kind, name: &str, labels: &[(&str, &str)], spec: Value) -> Resource {
@@ -24,13 +47,21 @@ fn resource(kind: Kind, name: &str, labels: &[(&str, &str)], spec: Value) -> Res
     let bytes = wire::encode(kind, mesh, name, &labels_of(labels), &spec, None).unwrap();
     Resource {
         name: wire::kds_name(mesh, name),
-        resource: Some(prost_types::Any { type_url: wire::RESOURCE_TYPE_URL.into(), value: bytes.to_vec() }),
+        resource: Some(prost_types::Any {
+            type_url: wire::RESOURCE_TYPE_URL.into(),
+            value: bytes.to_vec(),
+        }),
         ..Resource::default()
     }
 }
 
 fn address(name: &str, origin: &str) -> Resource {
-    resource(Kind::MeshZoneAddress, name, &[(ORIGIN, origin)], json!({"address": "127.0.0.1", "port": 10001}))
+    resource(
+        Kind::MeshZoneAddress,
+        name,
+        &[(ORIGIN, origin)],
+        json!({"address": "127.0.0.1", "port": 10001}),
+    )
 }
 
 fn response(kind: &str, nonce: &str, resources: Vec<Resource>, removed: &[&str]) -> Event {
@@ -57,23 +88,39 @@ fn stored() -> Event {
 }
 
 fn batch(actions: &[Action]) -> Option<Batch> {
-    actions.iter().find_map(|a| if let Action::Apply(b) = a { Some((**b).clone()) } else { None })
+    actions
+        .iter()
+        .find_map(|a| if let Action::Apply(b) = a { Some((**b).clone()) } else { None })
 }
 
 fn answers(actions: &[Action]) -> Vec<(String, String, Option<String>)> {
     let answer = |a: &Action| match a {
-        Action::Send(m) => Some((m.type_url.clone(), m.response_nonce.clone(), m.error_detail.as_ref().map(|e| e.message.clone()))),
+        Action::Send(m) => Some((
+            m.type_url.clone(),
+            m.response_nonce.clone(),
+            m.error_detail.as_ref().map(|e| e.message.clone()),
+        )),
         _ => None,
     };
     actions.iter().filter_map(answer).collect()
 }
 
 fn put_keys(batch: &Batch) -> Vec<&str> {
-    batch.ops.iter().filter(|op| matches!(op, Op::Put(_))).map(|op| op.key().name()).collect()
+    batch
+        .ops
+        .iter()
+        .filter(|op| matches!(op, Op::Put(_)))
+        .map(|op| op.key().name())
+        .collect()
 }
 
 fn delete_keys(batch: &Batch) -> Vec<&str> {
-    batch.ops.iter().filter(|op| matches!(op, Op::Delete { .. })).map(|op| op.key().name()).collect()
+    batch
+        .ops
+        .iter()
+        .filter(|op| matches!(op, Op::Delete { .. }))
+        .map(|op| op.key().name())
+        .collect()
 }
 
 /// Stores what a batch says, as the shell does.
@@ -89,10 +136,19 @@ fn every_request_carries_a_node_and_the_one_for_markers_comes_last() {
     let memory = Memory::new(Role::Zone, 1);
     let mut receiver = receiver(Site::Zone, true, None);
     let actions = receiver.handle(Event::Start, &memory.catalog());
-    let sent: Vec<_> = actions.iter().filter_map(|a| if let Action::Send(m) = a { Some(m) } else { None }).collect();
+    let sent: Vec<_> = actions
+        .iter()
+        .filter_map(|a| if let Action::Send(m) = a { Some(m) } else { None })
+        .collect();
     assert_eq!(sent.len(), 8);
-    assert!(sent.iter().all(|m| m.node.as_ref().is_some_and(|n| n.id == "east" && n.metadata.is_some())));
-    assert!(sent.iter().all(|m| m.resource_names_subscribe == ["*"] && m.response_nonce.is_empty()));
+    assert!(
+        sent.iter()
+            .all(|m| m.node.as_ref().is_some_and(|n| n.id == "east" && n.metadata.is_some()))
+    );
+    assert!(
+        sent.iter()
+            .all(|m| m.resource_names_subscribe == ["*"] && m.response_nonce.is_empty())
+    );
     assert_eq!(sent.last().unwrap().type_url, PROGRESS_TYPE_URL);
 }
 
@@ -100,13 +156,32 @@ fn every_request_carries_a_node_and_the_one_for_markers_comes_last() {
 fn with_a_stock_peer_each_response_is_a_batch_and_is_acked_once_stored() {
     let memory = Memory::new(Role::Zone, 1);
     let mut receiver = receiver(Site::Zone, false, None);
-    let actions = receiver.handle(response("MeshZoneAddress", "1", vec![address("a", "global"), address("own", "zone")], &[]), &memory.catalog());
+    let actions = receiver.handle(
+        response("MeshZoneAddress", "1", vec![address("a", "global"), address("own", "zone")], &[]),
+        &memory.catalog(),
+    );
     let first = batch(&actions).unwrap();
-    assert_eq!(put_keys(&first), ["a"], "what is labelled as made in a zone is not the global's to send");
+    assert_eq!(
+        put_keys(&first),
+        ["a"],
+        "what is labelled as made in a zone is not the global's to send"
+    );
     assert!(answers(&actions).is_empty());
     // Two more arrive while it is being stored: one batch.
-    assert!(batch(&receiver.handle(response("MeshZoneAddress", "2", vec![address("b", "global")], &[]), &memory.catalog())).is_none());
-    assert!(batch(&receiver.handle(response("MeshZoneAddress", "3", vec![address("c", "global")], &["b.default"]), &memory.catalog())).is_none());
+    assert!(
+        batch(&receiver.handle(
+            response("MeshZoneAddress", "2", vec![address("b", "global")], &[]),
+            &memory.catalog()
+        ))
+        .is_none()
+    );
+    assert!(
+        batch(&receiver.handle(
+            response("MeshZoneAddress", "3", vec![address("c", "global")], &["b.default"]),
+            &memory.catalog()
+        ))
+        .is_none()
+    );
     store(&memory, &first);
     let actions = receiver.handle(stored(), &memory.catalog());
     assert_eq!(answers(&actions), [("MeshZoneAddress".into(), "1".into(), None)]);
@@ -121,29 +196,60 @@ fn with_a_stock_peer_each_response_is_a_batch_and_is_acked_once_stored() {
 fn with_markers_nothing_is_released_before_the_marker() {
     let memory = Memory::new(Role::Zone, 1);
     let mut receiver = receiver(Site::Zone, true, None);
-    assert!(batch(&receiver.handle(response("Mesh", "1", vec![resource(Kind::Mesh, "default", &[], json!({}))], &[]), &memory.catalog())).is_none());
-    assert!(batch(&receiver.handle(response("MeshZoneAddress", "2", vec![address("a", "global")], &[]), &memory.catalog())).is_none());
+    assert!(
+        batch(&receiver.handle(
+            response("Mesh", "1", vec![resource(Kind::Mesh, "default", &[], json!({}))], &[]),
+            &memory.catalog()
+        ))
+        .is_none()
+    );
+    assert!(
+        batch(&receiver.handle(
+            response("MeshZoneAddress", "2", vec![address("a", "global")], &[]),
+            &memory.catalog()
+        ))
+        .is_none()
+    );
     let released = batch(&receiver.handle(marker(5, "3"), &memory.catalog())).unwrap();
     assert_eq!((put_keys(&released), released.global), (vec!["default", "a"], Some(at(5))));
     store(&memory, &released);
     let acks = answers(&receiver.handle(stored(), &memory.catalog()));
-    assert_eq!(acks.iter().map(|a| (a.0.as_str(), a.1.as_str())).collect::<Vec<_>>(), [("Mesh", "1"), ("MeshZoneAddress", "2"), (PROGRESS_TYPE_URL, "3")]);
+    assert_eq!(
+        acks.iter().map(|a| (a.0.as_str(), a.1.as_str())).collect::<Vec<_>>(),
+        [("Mesh", "1"), ("MeshZoneAddress", "2"), (PROGRESS_TYPE_URL, "3")]
+    );
     assert_eq!(memory.view().global(), Some(at(5)));
     // All was filtered: the revision moves on, nothing else does.
     let idle = batch(&receiver.handle(marker(6, "4"), &memory.catalog())).unwrap();
     assert_eq!((idle.ops.len(), idle.global), (0, Some(at(6))));
     store(&memory, &idle);
     receiver.handle(stored(), &memory.catalog());
-    assert_eq!(answers(&receiver.handle(marker(6, "5"), &memory.catalog())).len(), 1, "old news is answered at once");
+    assert_eq!(
+        answers(&receiver.handle(marker(6, "5"), &memory.catalog())).len(),
+        1,
+        "old news is answered at once"
+    );
 }
 
 #[test]
 fn an_invalid_resource_is_skipped_and_named_and_its_stored_copy_stays() {
     let memory = Memory::new(Role::Zone, 1);
-    memory.put_with(key(Kind::MeshZoneAddress, "default", "bad"), labels_of(&[(ORIGIN, "global")]), json!({"address": "127.0.0.1", "port": 1}));
+    memory.put_with(
+        key(Kind::MeshZoneAddress, "default", "bad"),
+        labels_of(&[(ORIGIN, "global")]),
+        json!({"address": "127.0.0.1", "port": 1}),
+    );
     let mut receiver = receiver(Site::Zone, false, None);
-    let bad = resource(Kind::MeshZoneAddress, "bad", &[(ORIGIN, "global")], json!({"address": "", "port": 0}));
-    let actions = receiver.handle(response("MeshZoneAddress", "1", vec![bad, address("good", "global")], &[]), &memory.catalog());
+    let bad = resource(
+        Kind::MeshZoneAddress,
+        "bad",
+        &[(ORIGIN, "global")],
+        json!({"address": "", "port": 0}),
+    );
+    let actions = receiver.handle(
+        response("MeshZoneAddress", "1", vec![bad, address("good", "global")], &[]),
+        &memory.catalog(),
+    );
     let released = batch(&actions).unwrap();
     assert_eq!((put_keys(&released), delete_keys(&released).len()), (vec!["good"], 0));
     assert!(released.held[&Kind::MeshZoneAddress].is_empty());
@@ -157,8 +263,14 @@ fn an_invalid_resource_is_skipped_and_named_and_its_stored_copy_stays() {
 fn what_the_store_refuses_becomes_a_nack() {
     let memory = Memory::new(Role::Zone, 1);
     let mut receiver = receiver(Site::Zone, true, None);
-    receiver.handle(response("MeshZoneAddress", "1", vec![address("a", "global")], &[]), &memory.catalog());
-    receiver.handle(response("MeshZoneAddress", "2", vec![address("b", "global")], &[]), &memory.catalog());
+    receiver.handle(
+        response("MeshZoneAddress", "1", vec![address("a", "global")], &[]),
+        &memory.catalog(),
+    );
+    receiver.handle(
+        response("MeshZoneAddress", "2", vec![address("b", "global")], &[]),
+        &memory.catalog(),
+    );
     receiver.handle(marker(1, "3"), &memory.catalog());
     let refused = vec![(key(Kind::MeshZoneAddress, "default", "b"), "no".to_owned())];
     let acks = answers(&receiver.handle(Event::Stored { refused }, &memory.catalog()));
@@ -171,10 +283,23 @@ fn a_first_set_of_an_unknown_peer_removes_little_and_no_roots() {
     let memory = Memory::new(Role::Zone, 1);
     memory.put(Made::Global, Kind::Mesh, "", "default", json!({}));
     for i in 0..10 {
-        memory.put_with(key(Kind::MeshZoneAddress, "default", &format!("a{i}")), labels_of(&[(ORIGIN, "global")]), json!({"address": "127.0.0.1", "port": 1}));
+        memory.put_with(
+            key(Kind::MeshZoneAddress, "default", &format!("a{i}")),
+            labels_of(&[(ORIGIN, "global")]),
+            json!({"address": "127.0.0.1", "port": 1}),
+        );
     }
     memory.put_with(key(Kind::MeshTimeout, "default", "own"), labels_of(&[(ORIGIN, "zone")]), json!({}));
-    let all = |from: usize| (from..10).map(|i| resource(Kind::MeshZoneAddress, &format!("a{i}"), &[(ORIGIN, "global")], json!({"address": "127.0.0.1", "port": 1})));
+    let all = |from: usize| {
+        (from..10).map(|i| {
+            resource(
+                Kind::MeshZoneAddress,
+                &format!("a{i}"),
+                &[(ORIGIN, "global")],
+                json!({"address": "127.0.0.1", "port": 1}),
+            )
+        })
+    };
     let first = |known, revision: Option<u64>, addresses: usize| {
         let mut receiver = receiver(Site::Zone, revision.is_some(), known);
         let mut actions = receiver.handle(response("Mesh", "1", vec![], &[]), &memory.catalog());
@@ -189,14 +314,20 @@ fn a_first_set_of_an_unknown_peer_removes_little_and_no_roots() {
         if let Some(revision) = revision {
             actions.extend(receiver.handle(marker(revision, "4"), &memory.catalog()));
         }
-        let removed: usize = actions.iter().map(|a| if let Action::Apply(b) = a { delete_keys(b).len() } else { 0 }).sum();
+        let removed: usize = actions
+            .iter()
+            .map(|a| if let Action::Apply(b) = a { delete_keys(b).len() } else { 0 })
+            .sum();
         (removed, receiver.held().values().map(Vec::len).sum::<usize>())
     };
     assert_eq!(first(None, None, 2), (2, 1), "a fifth goes, the Mesh is held");
     assert_eq!(first(None, None, 3), (0, 4), "more than a fifth is held too");
     assert_eq!(first(Some(at(5)), Some(5), 3), (4, 0), "a peer that is who it was is believed");
     assert_eq!(first(Some(at(5)), Some(4), 3), (0, 4), "one that went back is not");
-    let other = GlobalRevision { history: HistoryId(1), revision: 1 };
+    let other = GlobalRevision {
+        history: HistoryId(1),
+        revision: 1,
+    };
     assert_eq!(first(Some(other), Some(9), 3), (0, 4), "nor one with another history");
 }
 
@@ -204,12 +335,19 @@ fn a_first_set_of_an_unknown_peer_removes_little_and_no_roots() {
 fn a_held_removal_ends_when_the_resource_returns_or_is_removed_by_name() {
     let memory = Memory::new(Role::Zone, 1);
     for name in ["a", "b"] {
-        memory.put_with(key(Kind::MeshZoneAddress, "default", name), labels_of(&[(ORIGIN, "global")]), json!({"address": "127.0.0.1", "port": 1}));
+        memory.put_with(
+            key(Kind::MeshZoneAddress, "default", name),
+            labels_of(&[(ORIGIN, "global")]),
+            json!({"address": "127.0.0.1", "port": 1}),
+        );
     }
     let mut receiver = receiver(Site::Zone, false, None);
     receiver.handle(response("MeshZoneAddress", "1", vec![], &[]), &memory.catalog());
     assert_eq!(receiver.held()[&Kind::MeshZoneAddress].len(), 2);
-    let actions = receiver.handle(response("MeshZoneAddress", "2", vec![address("a", "global")], &["b.default"]), &memory.catalog());
+    let actions = receiver.handle(
+        response("MeshZoneAddress", "2", vec![address("a", "global")], &["b.default"]),
+        &memory.catalog(),
+    );
     assert_eq!(delete_keys(&batch(&actions).unwrap()), ["b"]);
     assert!(receiver.held()[&Kind::MeshZoneAddress].is_empty());
 }
@@ -218,16 +356,39 @@ fn a_held_removal_ends_when_the_resource_returns_or_is_removed_by_name() {
 fn a_zone_touches_nothing_but_its_own_at_the_global() {
     let memory = Memory::new(Role::Global, 1);
     memory.put(Made::Global, Kind::Zone, "", "east", json!({}));
-    memory.put(Made::Global, Kind::MeshZoneAddress, "default", "global-policy", json!({"address": "127.0.0.1", "port": 1}));
+    memory.put(
+        Made::Global,
+        Kind::MeshZoneAddress,
+        "default",
+        "global-policy",
+        json!({"address": "127.0.0.1", "port": 1}),
+    );
     let by_west = labels_of(&[(ORIGIN, "zone"), (ZONE, "west")]);
     memory.put_with(key(Kind::MeshZoneAddress, "default", "west-policy"), by_west, json!({}));
     // An operator's resource that bears the zone's label is the operator's.
     let marked = labels_of(&[(ORIGIN, "global"), (ZONE, "east")]);
     memory.put_with(key(Kind::MeshZoneAddress, "default", "marked"), marked, json!({}));
     let mut receiver = receiver(global_site(), false, None);
-    let claims: Vec<Resource> =
-        ["global-policy", "west-policy", "new"].iter().map(|n| resource(Kind::MeshZoneAddress, n, &[(ZONE, "west"), (ORIGIN, "global")], json!({"address": "127.0.0.1", "port": 1}))).collect();
-    let actions = receiver.handle(response("MeshZoneAddress", "1", claims, &["global-policy.default", "west-policy.default", "marked.default"]), &memory.catalog());
+    let claims: Vec<Resource> = ["global-policy", "west-policy", "new"]
+        .iter()
+        .map(|n| {
+            resource(
+                Kind::MeshZoneAddress,
+                n,
+                &[(ZONE, "west"), (ORIGIN, "global")],
+                json!({"address": "127.0.0.1", "port": 1}),
+            )
+        })
+        .collect();
+    let actions = receiver.handle(
+        response(
+            "MeshZoneAddress",
+            "1",
+            claims,
+            &["global-policy.default", "west-policy.default", "marked.default"],
+        ),
+        &memory.catalog(),
+    );
     let released = batch(&actions).unwrap();
     assert_eq!((put_keys(&released), delete_keys(&released).len()), (vec!["new"], 0));
     let Op::Put(put) = &released.ops[0] else { panic!() };
@@ -237,13 +398,23 @@ fn a_zone_touches_nothing_but_its_own_at_the_global() {
     store(&memory, &released);
     let acks = answers(&receiver.handle(stored(), &memory.catalog()));
     let text = acks[0].2.clone().unwrap();
-    assert!(text.contains("global-policy.default: ") && text.contains("west-policy.default: "), "{text}");
+    assert!(
+        text.contains("global-policy.default: ") && text.contains("west-policy.default: "),
+        "{text}"
+    );
 }
 
 #[test]
 fn a_zone_without_hash_suffix_gets_a_prefix() {
     let memory = Memory::new(Role::Global, 1);
-    let mut receiver = receiver(Site::Global { zone: "east".parse().unwrap(), prefix_names: true }, false, None);
+    let mut receiver = receiver(
+        Site::Global {
+            zone: "east".parse().unwrap(),
+            prefix_names: true,
+        },
+        false,
+        None,
+    );
     let first = batch(&receiver.handle(response("MeshZoneAddress", "1", vec![address("a", "zone")], &[]), &memory.catalog())).unwrap();
     assert_eq!(put_keys(&first), ["east.a"]);
     store(&memory, &first);
@@ -257,14 +428,28 @@ fn a_zone_without_hash_suffix_gets_a_prefix() {
 #[test]
 fn observed_kinds_are_observed_and_their_first_set_is_believed() {
     let memory = Memory::new(Role::Global, 1);
-    let dataplane = |name: &str| resource(Kind::Dataplane, name, &[(DISPLAY_NAME, name)], json!({"networking": {"address": "127.0.0.1", "inbound": [{"port": 80}]}}));
+    let dataplane = |name: &str| {
+        resource(
+            Kind::Dataplane,
+            name,
+            &[(DISPLAY_NAME, name)],
+            json!({"networking": {"address": "127.0.0.1", "inbound": [{"port": 80}]}}),
+        )
+    };
     let mut first = receiver(global_site(), false, None);
-    let released = batch(&first.handle(response("Dataplane", "1", vec![dataplane("a"), dataplane("b")], &[]), &memory.catalog())).unwrap();
+    let released = batch(&first.handle(
+        response("Dataplane", "1", vec![dataplane("a"), dataplane("b")], &[]),
+        &memory.catalog(),
+    ))
+    .unwrap();
     assert_eq!((released.ops.len(), released.observations.len()), (0, 2));
     store(&memory, &released);
     let mut second = receiver(global_site(), false, None);
     let released = batch(&second.handle(response("Dataplane", "1", vec![dataplane("a")], &[]), &memory.catalog())).unwrap();
-    assert_eq!(released.observations, [ursa_state::observed::Observation::Delete(key(Kind::Dataplane, "default", "b"))]);
+    assert_eq!(
+        released.observations,
+        [ursa_state::observed::Observation::Delete(key(Kind::Dataplane, "default", "b"))]
+    );
 }
 
 #[test]
@@ -273,7 +458,12 @@ fn a_mesh_trust_for_another_trust_domain_is_another_mesh_trust() {
     memory.put(Made::Global, Kind::Zone, "", "east", json!({}));
     let trust = |domain: &str, ca: &str| {
         let pem = format!("-----BEGIN CERTIFICATE-----\n{ca}\n-----END CERTIFICATE-----");
-        resource(Kind::MeshTrust, "t", &[], json!({"trustDomain": domain, "caBundles": [{"type": "Pem", "pem": {"value": pem}}]}))
+        resource(
+            Kind::MeshTrust,
+            "t",
+            &[],
+            json!({"trustDomain": domain, "caBundles": [{"type": "Pem", "pem": {"value": pem}}]}),
+        )
     };
     let mut receiver = receiver(global_site(), false, None);
     let mut step = |nonce: &str, r: Resource| {
@@ -284,19 +474,32 @@ fn a_mesh_trust_for_another_trust_domain_is_another_mesh_trust() {
     };
     let first = step("1", trust("a.local", "one"));
     let rotated = step("2", trust("A.local", "two"));
-    assert_eq!(rotated.create_revision, first.create_revision, "another CA for the same trust domain");
+    assert_eq!(
+        rotated.create_revision, first.create_revision,
+        "another CA for the same trust domain"
+    );
     let moved = step("3", trust("b.local", "two"));
-    assert!(moved.create_revision > first.create_revision, "it cannot bring its age to another trust domain");
+    assert!(
+        moved.create_revision > first.create_revision,
+        "it cannot bring its age to another trust domain"
+    );
 }
 
 #[test]
 fn what_is_stored_already_costs_nothing() {
     let memory = Memory::new(Role::Zone, 1);
     let mut first = receiver(Site::Zone, false, None);
-    let released = batch(&first.handle(response("MeshZoneAddress", "1", vec![address("a", "global")], &[]), &memory.catalog())).unwrap();
+    let released = batch(&first.handle(
+        response("MeshZoneAddress", "1", vec![address("a", "global")], &[]),
+        &memory.catalog(),
+    ))
+    .unwrap();
     store(&memory, &released);
     let mut second = receiver(Site::Zone, false, None);
-    let actions = second.handle(response("MeshZoneAddress", "1", vec![address("a", "global")], &[]), &memory.catalog());
+    let actions = second.handle(
+        response("MeshZoneAddress", "1", vec![address("a", "global")], &[]),
+        &memory.catalog(),
+    );
     assert!(batch(&actions).is_none());
     assert_eq!(answers(&actions).len(), 1, "and is answered at once");
 }
@@ -306,13 +509,23 @@ fn garbage_ends_the_stream_and_keeps_nothing() {
     let memory = Memory::new(Role::Zone, 1);
     let any = |type_url: &str, value: &[u8]| Resource {
         name: "x.default".into(),
-        resource: Some(prost_types::Any { type_url: type_url.into(), value: value.to_vec() }),
+        resource: Some(prost_types::Any {
+            type_url: type_url.into(),
+            value: value.to_vec(),
+        }),
         ..Resource::default()
     };
     let bad_json = {
         let resource = ursa_proto::kds::KumaResource {
-            meta: Some(ursa_proto::kds::kuma_resource::Meta { name: "x".into(), mesh: "default".into(), ..Default::default() }),
-            spec: Some(prost_types::Any { type_url: String::new(), value: b"{".to_vec() }),
+            meta: Some(ursa_proto::kds::kuma_resource::Meta {
+                name: "x".into(),
+                mesh: "default".into(),
+                ..Default::default()
+            }),
+            spec: Some(prost_types::Any {
+                type_url: String::new(),
+                value: b"{".to_vec(),
+            }),
             status: None,
         };
         any(wire::RESOURCE_TYPE_URL, &prost::Message::encode_to_vec(&resource))
@@ -323,19 +536,33 @@ fn garbage_ends_the_stream_and_keeps_nothing() {
         response("MeshZoneAddress", "", vec![], &[]),
         response("MeshZoneAddress", "1", vec![any("type.googleapis.com/other", b"")], &[]),
         response("MeshZoneAddress", "1", vec![any(wire::RESOURCE_TYPE_URL, b"\xff\xff")], &[]),
-        response("MeshZoneAddress", "1", vec![address("good", "global"), any(wire::RESOURCE_TYPE_URL, b"")], &[]),
+        response(
+            "MeshZoneAddress",
+            "1",
+            vec![address("good", "global"), any(wire::RESOURCE_TYPE_URL, b"")],
+            &[],
+        ),
         response("MeshZoneAddress", "1", vec![Resource::default()], &[]),
         response("MeshZoneAddress", "1", vec![bad_json], &[]),
         response(PROGRESS_TYPE_URL, "1", vec![], &[]),
     ] {
         let mut receiver = receiver(Site::Zone, true, None);
         let actions = receiver.handle(event.clone(), &memory.catalog());
-        assert!(matches!(actions.last(), Some(Action::Close(Close::Protocol(_)))), "{event:?}: {actions:?}");
+        assert!(
+            matches!(actions.last(), Some(Action::Close(Close::Protocol(_)))),
+            "{event:?}: {actions:?}"
+        );
         assert!(batch(&actions).is_none());
-        assert!(receiver.handle(marker(1, "9"), &memory.catalog()).is_empty(), "a closed receiver does nothing any more");
+        assert!(
+            receiver.handle(marker(1, "9"), &memory.catalog()).is_empty(),
+            "a closed receiver does nothing any more"
+        );
     }
     let mut stock = receiver(Site::Zone, false, None);
-    assert!(matches!(stock.handle(marker(1, "1"), &memory.catalog()).last(), Some(Action::Close(_))), "a marker that was not asked for");
+    assert!(
+        matches!(stock.handle(marker(1, "1"), &memory.catalog()).last(), Some(Action::Close(_))),
+        "a marker that was not asked for"
+    );
 }
 
 #[test]
@@ -345,7 +572,12 @@ fn a_name_that_cannot_be_stored_is_refused_alone() {
     let big = "x".repeat(70_000);
     let resources = vec![
         address("UPPER", "global"),
-        resource(Kind::MeshZoneAddress, "labels", &[(ORIGIN, "global"), ("x", &big)], json!({"address": "127.0.0.1", "port": 1})),
+        resource(
+            Kind::MeshZoneAddress,
+            "labels",
+            &[(ORIGIN, "global"), ("x", &big)],
+            json!({"address": "127.0.0.1", "port": 1}),
+        ),
         address("good", "global"),
     ];
     let released = batch(&receiver.handle(response("MeshZoneAddress", "1", resources, &[]), &memory.catalog())).unwrap();
@@ -359,17 +591,34 @@ fn a_name_that_cannot_be_stored_is_refused_alone() {
 fn a_store_that_fails_ends_the_stream() {
     let memory = Memory::new(Role::Zone, 1);
     let mut receiver = receiver(Site::Zone, false, None);
-    receiver.handle(response("MeshZoneAddress", "1", vec![address("a", "global")], &[]), &memory.catalog());
-    assert_eq!(receiver.handle(Event::Failed("disk".into()), &memory.catalog()), [Action::Close(Close::Store("disk".into()))]);
+    receiver.handle(
+        response("MeshZoneAddress", "1", vec![address("a", "global")], &[]),
+        &memory.catalog(),
+    );
+    assert_eq!(
+        receiver.handle(Event::Failed("disk".into()), &memory.catalog()),
+        [Action::Close(Close::Store("disk".into()))]
+    );
 }
 
 #[test]
 fn large_batches_are_cut_for_the_log() {
     let memory = Memory::new(Role::Global, 1);
     let mut receiver = receiver(global_site(), false, None);
-    let resources = (0..100).map(|i| resource(Kind::MeshZoneAddress, &format!("a{i}"), &[("pad", &"x".repeat(1000))], json!({"address": "127.0.0.1", "port": 1})));
+    let resources = (0..100).map(|i| {
+        resource(
+            Kind::MeshZoneAddress,
+            &format!("a{i}"),
+            &[("pad", &"x".repeat(1000))],
+            json!({"address": "127.0.0.1", "port": 1}),
+        )
+    });
     let released = batch(&receiver.handle(response("MeshZoneAddress", "1", resources.collect(), &[]), &memory.catalog())).unwrap();
     let pieces = released.pieces(16 * 1024);
-    assert!(pieces.len() >= 7 && pieces.iter().all(|p| p.len() <= 16), "{:?}", pieces.iter().map(Vec::len).collect::<Vec<_>>());
+    assert!(
+        pieces.len() >= 7 && pieces.iter().all(|p| p.len() <= 16),
+        "{:?}",
+        pieces.iter().map(Vec::len).collect::<Vec<_>>()
+    );
     assert_eq!(pieces.concat(), released.ops);
 }

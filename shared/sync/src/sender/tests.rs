@@ -9,7 +9,10 @@ use serde_json::json;
 use ursa_model::labels::Site;
 use ursa_state::Role;
 
-const CLASS: Class = Class::ToZones { hash_suffix: true, line: Line::V3 };
+const CLASS: Class = Class::ToZones {
+    hash_suffix: true,
+    line: Line::V3,
+};
 
 struct Bench {
     memory: Memory,
@@ -23,15 +26,23 @@ impl Bench {
         memory.put(Site::Global, Kind::Mesh, "", "default", json!({}));
         let config = Config {
             identifier: "global".into(),
-            recipient: Recipient { zone: Some("east".into()), features: Features::OURS_IN_NODE },
+            recipient: Recipient {
+                zone: Some("east".into()),
+                features: Features::OURS_IN_NODE,
+            },
             kinds: CLASS.kinds().collect(),
             announce_idle: true,
         };
-        Self { memory, distributor: Distributor::new(CLASS), sender: Sender::new(config) }
+        Self {
+            memory,
+            distributor: Distributor::new(CLASS),
+            sender: Sender::new(config),
+        }
     }
 
     fn mesh(&self, name: &str) {
-        self.memory.put(Site::Global, Kind::Mesh, "", name, json!({"skipCreatingInitialPolicies": [name]}));
+        self.memory
+            .put(Site::Global, Kind::Mesh, "", name, json!({"skipCreatingInitialPolicies": [name]}));
     }
 
     fn content(&mut self) -> Vec<DeltaDiscoveryResponse> {
@@ -40,7 +51,11 @@ impl Bench {
     }
 
     fn ask(&mut self, type_url: &str) -> Vec<DeltaDiscoveryResponse> {
-        let request = DeltaDiscoveryRequest { type_url: type_url.into(), resource_names_subscribe: vec!["*".into()], ..Default::default() };
+        let request = DeltaDiscoveryRequest {
+            type_url: type_url.into(),
+            resource_names_subscribe: vec!["*".into()],
+            ..Default::default()
+        };
         sent(self.sender.handle(Event::Request(request)))
     }
 
@@ -48,14 +63,20 @@ impl Bench {
         self.sender.handle(Event::Request(DeltaDiscoveryRequest {
             type_url: response.type_url.clone(),
             response_nonce: response.nonce.clone(),
-            error_detail: error.map(|e| ursa_proto::discovery::ErrorDetail { code: 0, message: e.into() }),
+            error_detail: error.map(|e| ursa_proto::discovery::ErrorDetail {
+                code: 0,
+                message: e.into(),
+            }),
             ..Default::default()
         }))
     }
 }
 
 fn sent(actions: Vec<Action>) -> Vec<DeltaDiscoveryResponse> {
-    actions.into_iter().filter_map(|a| if let Action::Send(m) = a { Some(m) } else { None }).collect()
+    actions
+        .into_iter()
+        .filter_map(|a| if let Action::Send(m) = a { Some(m) } else { None })
+        .collect()
 }
 
 fn names(response: &DeltaDiscoveryResponse) -> Vec<&str> {
@@ -70,8 +91,15 @@ fn nothing_is_said_before_there_is_content() {
     assert_eq!(first.len(), 2, "one first response per type, empty ones too");
     assert_eq!(names(&first[0]), ["default."]);
     assert!(first[1].resources.is_empty());
-    assert!(first.iter().all(|r| !r.nonce.is_empty() && r.control_plane.as_ref().unwrap().identifier == "global"));
-    assert_eq!(first[0].system_version_info, crate::revision::format(bench.memory.view().at_global()));
+    assert!(
+        first
+            .iter()
+            .all(|r| !r.nonce.is_empty() && r.control_plane.as_ref().unwrap().identifier == "global")
+    );
+    assert_eq!(
+        first[0].system_version_info,
+        crate::revision::format(bench.memory.view().at_global())
+    );
     assert_eq!(first[0].resources[0].resource.as_ref().unwrap().type_url, wire::RESOURCE_TYPE_URL);
 }
 
@@ -79,8 +107,16 @@ fn nothing_is_said_before_there_is_content() {
 fn types_that_are_not_ours_get_silence() {
     let mut bench = Bench::new();
     bench.content();
-    let unknown = DeltaDiscoveryRequest { type_url: "TrafficRoute".into(), ..Default::default() };
-    assert_eq!(bench.sender.handle(Event::Request(unknown.clone())), [Action::Report(Report::Unknown { type_url: "TrafficRoute".into() })]);
+    let unknown = DeltaDiscoveryRequest {
+        type_url: "TrafficRoute".into(),
+        ..Default::default()
+    };
+    assert_eq!(
+        bench.sender.handle(Event::Request(unknown.clone())),
+        [Action::Report(Report::Unknown {
+            type_url: "TrafficRoute".into()
+        })]
+    );
     assert!(bench.sender.handle(Event::Request(unknown)).is_empty());
     assert!(bench.ask("Dataplane").is_empty(), "a kind of the other direction");
     assert!(bench.ask("Zone").is_empty());
@@ -118,11 +154,17 @@ fn a_peer_with_progress_gets_rounds_that_end_in_a_marker() {
     assert_eq!(marker[0].type_url, PROGRESS_TYPE_URL);
     bench.mesh("a");
     let round = bench.content();
-    assert_eq!(round.iter().map(|r| r.type_url.as_str()).collect::<Vec<_>>(), ["Mesh", PROGRESS_TYPE_URL], "without waiting for an ACK");
+    assert_eq!(
+        round.iter().map(|r| r.type_url.as_str()).collect::<Vec<_>>(),
+        ["Mesh", PROGRESS_TYPE_URL],
+        "without waiting for an ACK"
+    );
     let at = bench.memory.view().at_global();
     assert_eq!(round[1].system_version_info, crate::revision::format(at));
     // Filtered altogether: the marker comes all the same.
-    bench.memory.put(Site::Global, Kind::Config, "", "cp-catalog", json!({"config": "x"}));
+    bench
+        .memory
+        .put(Site::Global, Kind::Config, "", "cp-catalog", json!({"config": "x"}));
     let idle = bench.content();
     assert_eq!(idle.iter().map(|r| r.type_url.as_str()).collect::<Vec<_>>(), [PROGRESS_TYPE_URL]);
     assert!(bench.content().is_empty(), "once per revision");
@@ -159,7 +201,14 @@ fn a_nack_that_names_its_resource_blames_it_alone() {
     bench.content();
     let first = bench.ask("Mesh").remove(0);
     let actions = bench.answer(&first, Some("user error: bad.: not to my taste"));
-    assert_eq!(actions, [Action::Report(Report::Nacked { kind: Kind::Mesh, names: vec!["bad.".into()], text: "user error: bad.: not to my taste".into() })]);
+    assert_eq!(
+        actions,
+        [Action::Report(Report::Nacked {
+            kind: Kind::Mesh,
+            names: vec!["bad.".into()],
+            text: "user error: bad.: not to my taste".into()
+        })]
+    );
     assert!(bench.sender.wants_retry());
     let again = sent(bench.sender.handle(Event::Retry));
     assert_eq!(again.len(), 1);
@@ -191,7 +240,10 @@ fn without_names_the_halves_are_tried_until_the_culprit_is_alone() {
         waiting.extend(sent(actions));
     }
     assert_eq!(blamed, ["d."]);
-    assert_eq!(bench.sender.refused().map(|(_, name, _)| name.to_owned()).collect::<Vec<_>>(), ["d."]);
+    assert_eq!(
+        bench.sender.refused().map(|(_, name, _)| name.to_owned()).collect::<Vec<_>>(),
+        ["d."]
+    );
     // New content makes it good.
     bench.memory.put(Site::Global, Kind::Mesh, "", "d", json!({}));
     let fixed = bench.content();

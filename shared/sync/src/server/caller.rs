@@ -29,8 +29,9 @@ impl Caller {
     pub(super) fn of(metadata: &MetadataMap, auth: &dyn ZoneAuth) -> Result<Self, Status> {
         let text = |key: &'static str| metadata.get(key).and_then(|v| v.to_str().ok());
         let name = text("client-id").ok_or_else(|| Status::invalid_argument("metadata client-id (the zone's name) is missing"))?;
-        let zone: ZoneName =
-            name.parse().map_err(|err| Status::invalid_argument(format!("metadata client-id is no zone name: {err}")))?;
+        let zone: ZoneName = name
+            .parse()
+            .map_err(|err| Status::invalid_argument(format!("metadata client-id is no zone name: {err}")))?;
         let token = match metadata.get("authorization").map(|v| v.to_str()) {
             None => None,
             Some(Ok(value)) => Some(bearer(value)),
@@ -43,7 +44,11 @@ impl Caller {
                 Denied::OtherZone { .. } => Status::permission_denied(text),
             }
         })?;
-        let features = metadata.get_all("features").iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
+        let features = metadata
+            .get_all("features")
+            .iter()
+            .filter_map(|v| v.to_str().ok())
+            .flat_map(|v| v.split(','));
         Ok(Self {
             zone,
             instance: text(INSTANCE_HEADER).unwrap_or_default().chars().take(MAX_INSTANCE).collect(),
@@ -72,7 +77,9 @@ mod tests {
             match token {
                 None => Err(Denied::Missing),
                 Some(token) if token == self.0 => Ok(()),
-                Some(_) => Err(Denied::OtherZone { token_zone: format!("not-{zone}") }),
+                Some(_) => Err(Denied::OtherZone {
+                    token_zone: format!("not-{zone}"),
+                }),
             }
         }
     }
@@ -87,7 +94,13 @@ mod tests {
 
     #[test]
     fn a_caller_is_read_from_its_metadata() {
-        let pairs = [("client-id", "east"), ("authorization", "Bearer t"), ("features", "hash-suffix"), ("features", "ursa-progress"), ("grpc-encoding", "gzip")];
+        let pairs = [
+            ("client-id", "east"),
+            ("authorization", "Bearer t"),
+            ("features", "hash-suffix"),
+            ("features", "ursa-progress"),
+            ("grpc-encoding", "gzip"),
+        ];
         let caller = Caller::of(&metadata(&pairs), &Only("t")).unwrap();
         assert_eq!((caller.zone.as_str(), caller.token, caller.compressed), ("east", true, true));
         assert!(caller.features.contains(Features::PROGRESS.with(Features::HASH_SUFFIX)));
@@ -98,10 +111,17 @@ mod tests {
     fn who_is_not_in_order_is_told_why() {
         let code = |pairs: &[(&'static str, &str)]| Caller::of(&metadata(pairs), &Only("t")).err().unwrap();
         assert_eq!(code(&[]).code(), tonic::Code::InvalidArgument);
-        assert_eq!(code(&[("client-id", "East_1"), ("authorization", "t")]).code(), tonic::Code::InvalidArgument);
+        assert_eq!(
+            code(&[("client-id", "East_1"), ("authorization", "t")]).code(),
+            tonic::Code::InvalidArgument
+        );
         assert_eq!(code(&[("client-id", "east")]).code(), tonic::Code::Unauthenticated);
         let denied = code(&[("client-id", "east"), ("authorization", "other")]);
         assert_eq!(denied.code(), tonic::Code::PermissionDenied);
-        assert!(denied.message().contains("east") && denied.message().contains("not-east"), "{}", denied.message());
+        assert!(
+            denied.message().contains("east") && denied.message().contains("not-east"),
+            "{}",
+            denied.message()
+        );
     }
 }

@@ -73,10 +73,16 @@ async fn serve(
         Err(status) => return status,
     };
     let peer = Peer::of(first.node.as_ref());
-    let class = Class::ToZones { hash_suffix: peer.features.contains(Features::HASH_SUFFIX), line: peer.line() };
+    let class = Class::ToZones {
+        hash_suffix: peer.features.contains(Features::HASH_SUFFIX),
+        line: peer.line(),
+    };
     let sender = Sender::new(Config {
         identifier: "global".to_owned(),
-        recipient: Recipient { zone: Some(caller.zone.as_str().into()), features: peer.features },
+        recipient: Recipient {
+            zone: Some(caller.zone.as_str().into()),
+            features: peer.features,
+        },
         kinds: class.kinds().collect(),
         announce_idle: true,
     });
@@ -85,22 +91,35 @@ async fn serve(
     let observe = |report: Report| connected.observe(report);
     let wire = Wire { outbound: tx, wrap: Ok };
     let contents = inner.hub.subscribe(&class);
-    shell::run_sender(sender, vec![first], inbound, contents, wire, observe, std::future::pending()).await.status()
+    shell::run_sender(sender, vec![first], inbound, contents, wire, observe, std::future::pending())
+        .await
+        .status()
 }
 
 /// Makes the Zone on first contact. Racing with another stream is fine.
 pub(super) async fn ensure_zone(inner: &Inner, caller: &Caller) -> Result<(), Status> {
-    let Ok(key) = ResourceKey::new(Kind::Zone, "", caller.zone.as_str()) else { return Err(Status::internal("zone name")) };
+    let Ok(key) = ResourceKey::new(Kind::Zone, "", caller.zone.as_str()) else {
+        return Err(Status::internal("zone name"));
+    };
     if inner.parts.source.peek().get(&key).is_some() {
         return Ok(());
     }
     let labels = labels::computed(labels::Site::Global, Kind::Zone, "", key.name(), labels::Labels::new(), None);
     let spec = serde_json::to_value(Zone { enabled: Some(true) }).map_err(|err| Status::internal(err.to_string()))?;
-    let op = Op::Put(Put { key, labels, spec, status: None, owner: None, expect: Expect::Absent });
+    let op = Op::Put(Put {
+        key,
+        labels,
+        spec,
+        status: None,
+        owner: None,
+        expect: Expect::Absent,
+    });
     info!("first contact: making the Zone");
     let cancel = inner.parts.tasks.cancel_token();
     let set = shell::changeset(vec![op], "");
-    shell::propose(inner.parts.sink.as_ref(), set, &cancel).await.map_err(|err| Status::unavailable(err.to_string()))?;
+    shell::propose(inner.parts.sink.as_ref(), set, &cancel)
+        .await
+        .map_err(|err| Status::unavailable(err.to_string()))?;
     Ok(())
 }
 
@@ -117,7 +136,11 @@ impl<'a> Connected<'a> {
         let subscription = inner.insights.opened(&caller.zone, peer, caller.token);
         inner.parts.metrics.announce(caller.zone.as_str());
         inner.parts.metrics.active.get_or_create(&Metrics::zone(caller.zone.as_str())).inc();
-        Self { inner, caller, subscription }
+        Self {
+            inner,
+            caller,
+            subscription,
+        }
     }
 
     fn observe(&self, report: Report) {
@@ -125,7 +148,10 @@ impl<'a> Connected<'a> {
         let metrics = &self.inner.parts.metrics;
         match report {
             Report::Sent { kind, resources } => {
-                metrics.resources_sent.get_or_create(&Metrics::kind(zone.as_str(), kind)).inc_by(resources as u64);
+                metrics
+                    .resources_sent
+                    .get_or_create(&Metrics::kind(zone.as_str(), kind))
+                    .inc_by(resources as u64);
                 self.inner.insights.count(zone, kind, Count::Sent);
             }
             Report::Acked { kind } => self.inner.insights.count(zone, kind, Count::Acknowledged),
@@ -135,7 +161,10 @@ impl<'a> Connected<'a> {
                 self.inner.insights.count(zone, kind, Count::Rejected);
             }
             Report::SentUpTo(at) => {
-                self.inner.parts.stages.record(SENT, &at.history.to_string(), at.revision, zone.as_str());
+                self.inner
+                    .parts
+                    .stages
+                    .record(SENT, &at.history.to_string(), at.revision, zone.as_str());
                 self.inner.update_progress(zone, |p| p.sent = Some(at));
             }
             Report::StoredUpTo(at) => self.inner.update_progress(zone, |p| p.stored = Some(at)),
@@ -147,6 +176,11 @@ impl<'a> Connected<'a> {
 impl Drop for Connected<'_> {
     fn drop(&mut self) {
         self.inner.insights.closed(&self.caller.zone, &self.subscription);
-        self.inner.parts.metrics.active.get_or_create(&Metrics::zone(self.caller.zone.as_str())).dec();
+        self.inner
+            .parts
+            .metrics
+            .active
+            .get_or_create(&Metrics::zone(self.caller.zone.as_str()))
+            .dec();
     }
 }

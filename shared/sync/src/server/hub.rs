@@ -49,7 +49,12 @@ impl Contents for Subscription {
 
 impl Hub {
     pub(super) fn new(source: Source, metrics: Metrics) -> Self {
-        Self { source, metrics, classes: Mutex::default(), problems: Mutex::default() }
+        Self {
+            source,
+            metrics,
+            classes: Mutex::default(),
+            problems: Mutex::default(),
+        }
     }
 
     pub(super) fn subscribe(&self, class: &Class) -> Subscription {
@@ -121,9 +126,14 @@ impl Hub {
         }
         self.source.observed().update(Timestamp::now(), |view| {
             let zones: BTreeSet<ResourceKey> = catalog.durable.list(Kind::Zone).map(|z| z.key.clone()).collect();
-            let observed = ursa_model::kind::ALL.iter().copied().filter(|k| Role::Global.tier(*k) == Tier::Observed);
+            let observed = ursa_model::kind::ALL
+                .iter()
+                .copied()
+                .filter(|k| Role::Global.tier(*k) == Tier::Observed);
             let orphans = observed.flat_map(|kind| view.list(kind)).filter(|r| {
-                r.owner.as_ref().is_some_and(|owner| owner.kind() == Kind::Zone && !zones.contains(owner))
+                r.owner
+                    .as_ref()
+                    .is_some_and(|owner| owner.kind() == Kind::Zone && !zones.contains(owner))
             });
             orphans.map(|r| Observation::Delete(r.key.clone())).collect::<Vec<_>>()
         });

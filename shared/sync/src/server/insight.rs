@@ -3,17 +3,16 @@
 //! visible at once; mere counts within [`COALESCE`].
 //! Source: kds.md 5.2, `api/system/v1alpha1/zone_insight.proto`.
 
-use std::{
-    collections::BTreeMap,
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use ursa_model::{
     Kind, Labels, ResourceKey, Timestamp, ZoneName,
-    kind::zone_insight::{HealthCheck, KdsStats, KdsStream, KdsStreams, KdsSubscription, KdsSubscriptionStatus, KumaCpVersion, ZoneInsight, ZoneVersion},
+    kind::zone_insight::{
+        HealthCheck, KdsStats, KdsStream, KdsStreams, KdsSubscription, KdsSubscriptionStatus, KumaCpVersion, ZoneInsight, ZoneVersion,
+    },
 };
 use ursa_runtime::lease::Deadline;
 use ursa_state::{Observed, observed::Observation};
@@ -60,7 +59,12 @@ struct Zone {
 
 impl Insights {
     pub(super) fn new(observed: Observed, instance: String) -> Self {
-        Self { observed, instance, zones: Mutex::default(), dirty: Notify::new() }
+        Self {
+            observed,
+            instance,
+            zones: Mutex::default(),
+            dirty: Notify::new(),
+        }
     }
 
     /// A GlobalToZoneSync stream began: a new subscription, which closes those that were left open. Gives its id.
@@ -78,9 +82,18 @@ impl Insights {
                 id: id.clone(),
                 global_instance_id: self.instance.clone(),
                 connect_time: Some(now.clone()),
-                status: KdsSubscriptionStatus { last_update_time: Some(now.clone()), ..KdsSubscriptionStatus::default() },
+                status: KdsSubscriptionStatus {
+                    last_update_time: Some(now.clone()),
+                    ..KdsSubscriptionStatus::default()
+                },
                 version: Some(ZoneVersion {
-                    kuma_cp: Some(KumaCpVersion { version, git_tag, git_commit, build_date, kuma_cp_global_compatible: peer.line() == Line::V3 }),
+                    kuma_cp: Some(KumaCpVersion {
+                        version,
+                        git_tag,
+                        git_commit,
+                        build_date,
+                        kuma_cp_global_compatible: peer.line() == Line::V3,
+                    }),
                 }),
                 config: peer.config.clone(),
                 auth_token_provided: token,
@@ -96,7 +109,12 @@ impl Insights {
     pub(super) fn closed(&self, zone: &ZoneName, id: &str) {
         let now = Timestamp::now().rfc3339();
         self.change(zone, true, |z| {
-            if let Some(subscription) = z.insight.subscriptions.iter_mut().find(|s| s.id == id && s.disconnect_time.is_none()) {
+            if let Some(subscription) = z
+                .insight
+                .subscriptions
+                .iter_mut()
+                .find(|s| s.id == id && s.disconnect_time.is_none())
+            {
                 subscription.disconnect_time = Some(now);
             }
         });
@@ -110,7 +128,10 @@ impl Insights {
     }
 
     pub(super) fn stream(&self, zone: &ZoneName, which: Stream) {
-        let stream = Some(KdsStream { global_instance_id: self.instance.clone(), connect_time: Some(Timestamp::now().rfc3339()) });
+        let stream = Some(KdsStream {
+            global_instance_id: self.instance.clone(),
+            connect_time: Some(Timestamp::now().rfc3339()),
+        });
         self.change(zone, false, |z| {
             let streams = z.insight.kds_streams.get_or_insert_with(KdsStreams::default);
             match which {
@@ -131,7 +152,10 @@ impl Insights {
     fn change(&self, zone: &ZoneName, at_once: bool, change: impl FnOnce(&mut Zone)) {
         {
             let mut zones = self.zones.lock();
-            let entry = zones.entry(zone.clone()).or_insert_with(|| Zone { insight: self.stored(zone), ..Zone::default() });
+            let entry = zones.entry(zone.clone()).or_insert_with(|| Zone {
+                insight: self.stored(zone),
+                ..Zone::default()
+            });
             change(entry);
             entry.dirty = true;
         }
@@ -178,12 +202,20 @@ impl Zone {
         self.dirty = false;
         let stats = |c: &[u64; 3]| {
             let text = |n: u64| if n == 0 { String::new() } else { n.to_string() };
-            KdsStats { responses_sent: text(c[0]), responses_acknowledged: text(c[1]), responses_rejected: text(c[2]) }
+            KdsStats {
+                responses_sent: text(c[0]),
+                responses_acknowledged: text(c[1]),
+                responses_rejected: text(c[2]),
+            }
         };
         if let Some(open) = self.insight.subscriptions.last_mut() {
             open.status.last_update_time = Some(now.rfc3339());
             open.status.total = stats(&self.total);
-            open.status.stat = self.by_kind.iter().map(|(kind, counts)| (kind.name().to_owned(), stats(counts))).collect();
+            open.status.stat = self
+                .by_kind
+                .iter()
+                .map(|(kind, counts)| (kind.name().to_owned(), stats(counts)))
+                .collect();
         }
         Some(Observation::Put {
             key: ResourceKey::new(Kind::ZoneInsight, "", name.as_str()).ok()?,

@@ -102,7 +102,9 @@ struct Inner {
 
 impl fmt::Debug for KdsServer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("KdsServer").field("config", &self.inner.config).finish_non_exhaustive()
+        f.debug_struct("KdsServer")
+            .field("config", &self.inner.config)
+            .finish_non_exhaustive()
     }
 }
 
@@ -110,13 +112,29 @@ impl KdsServer {
     pub fn new(config: ServerConfig, parts: ServerParts) -> Self {
         let hub = Hub::new(parts.source.clone(), parts.metrics.clone());
         let insights = Insights::new(parts.source.observed().clone(), config.instance_id.clone());
-        Self { inner: Arc::new(Inner { config, parts, hub, registry: Registry::default(), insights, progress: Mutex::default(), progressed: Notify::new(), last_denied: Mutex::default() }) }
+        Self {
+            inner: Arc::new(Inner {
+                config,
+                parts,
+                hub,
+                registry: Registry::default(),
+                insights,
+                progress: Mutex::default(),
+                progressed: Notify::new(),
+                last_denied: Mutex::default(),
+            }),
+        }
     }
 
     /// Keeps content and ZoneInsights up to date until cancelled. Streams are served only as well as this runs:
     /// `tasks.spawn("kds", OnExit::Shutdown, |cancel| server.clone().run(cancel))`.
     pub async fn run(self, cancel: CancellationToken) {
-        join3(self.inner.hub.run(cancel.clone()), self.inner.insights.run(cancel.clone()), self.inner.measure_lag(cancel)).await;
+        join3(
+            self.inner.hub.run(cancel.clone()),
+            self.inner.insights.run(cancel.clone()),
+            self.inner.measure_lag(cancel),
+        )
+        .await;
     }
 
     /// Both services, for [`ursa_runtime::serve::https`] on the KDS port.
@@ -176,7 +194,11 @@ impl Inner {
                 match progress.stored.filter(|s| s.history == newest.history) {
                     Some(stored) if known => {
                         let lag = newest.revision.saturating_sub(stored.revision);
-                        self.parts.metrics.lag.get_or_create(&label).set(i64::try_from(lag).unwrap_or(i64::MAX));
+                        self.parts
+                            .metrics
+                            .lag
+                            .get_or_create(&label)
+                            .set(i64::try_from(lag).unwrap_or(i64::MAX));
                     }
                     _ => {
                         self.parts.metrics.lag.remove(&label);
@@ -235,7 +257,9 @@ impl KdsSyncService for KdsServer {
         let (tx, rx) = tokio::sync::mpsc::channel(OUTBOUND_QUEUE);
         let response = respond(&caller, never_ok(ReceiverStream::new(rx)));
         let (inner, inbound) = (self.inner.clone(), request.into_inner());
-        self.inner.parts.tasks.spawn("kds-global-to-zone", OnExit::Contain, |cancel| down::run(inner, caller, claim, inbound, tx, cancel));
+        self.inner.parts.tasks.spawn("kds-global-to-zone", OnExit::Contain, |cancel| {
+            down::run(inner, caller, claim, inbound, tx, cancel)
+        });
         Ok(response)
     }
 
@@ -248,17 +272,22 @@ impl KdsSyncService for KdsServer {
         let (tx, rx) = tokio::sync::mpsc::channel(OUTBOUND_QUEUE);
         let response = respond(&caller, never_ok(ReceiverStream::new(rx)));
         let (inner, inbound) = (self.inner.clone(), request.into_inner());
-        self.inner.parts.tasks.spawn("kds-zone-to-global", OnExit::Contain, |cancel| up::run(inner, caller, claim, inbound, tx, cancel));
+        self.inner.parts.tasks.spawn("kds-zone-to-global", OnExit::Contain, |cancel| {
+            up::run(inner, caller, claim, inbound, tx, cancel)
+        });
         Ok(response)
     }
 }
 
 impl KdsServer {
     fn claim(&self, caller: &Caller, kind: StreamKind) -> Result<registry::Claim, Status> {
-        self.inner.registry.claim(&caller.zone, kind, &caller.instance).map_err(|contested| {
-            tracing::warn!(zone = %caller.zone, "{contested}");
-            Status::already_exists(contested.to_string())
-        })
+        self.inner
+            .registry
+            .claim(&caller.zone, kind, &caller.instance)
+            .map_err(|contested| {
+                tracing::warn!(zone = %caller.zone, "{contested}");
+                Status::already_exists(contested.to_string())
+            })
     }
 
     /// Holds an admin stream open: nothing is asked on it, so an answer is a mistake. It ends with the server or the zone.

@@ -26,7 +26,9 @@ pub(super) enum StreamKind {
 
 /// Two processes claim to be one zone.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("another control plane of zone {zone} (instance {incumbent:?}) is connected and stays: this zone changed hands {MAX_SWAPS} times within a minute")]
+#[error(
+    "another control plane of zone {zone} (instance {incumbent:?}) is connected and stays: this zone changed hands {MAX_SWAPS} times within a minute"
+)]
 pub(super) struct Contested {
     zone: ZoneName,
     incumbent: String,
@@ -75,19 +77,35 @@ impl Registry {
         {
             slots.swaps.retain(|at| now.duration_since(*at) < SWAP_WINDOW);
             if slots.swaps.len() >= MAX_SWAPS {
-                return Err(Contested { zone: zone.clone(), incumbent: holder.instance.clone() });
+                return Err(Contested {
+                    zone: zone.clone(),
+                    incumbent: holder.instance.clone(),
+                });
             }
             slots.swaps.push_back(now);
         }
         slots.fence += 1;
-        let holder = Holder { fence: slots.fence, instance: instance.to_owned(), replaced: CancellationToken::new(), gone: CancellationToken::new() };
+        let holder = Holder {
+            fence: slots.fence,
+            instance: instance.to_owned(),
+            replaced: CancellationToken::new(),
+            gone: CancellationToken::new(),
+        };
         let (replaced, gone) = (holder.replaced.clone(), holder.gone.clone());
         let fence = slots.fence;
         let predecessor = slots.holders.insert(kind, holder).map(|old| {
             old.replaced.cancel();
             old.gone
         });
-        Ok(Claim { zones: self.zones.clone(), zone: zone.clone(), kind, fence, replaced, gone, predecessor })
+        Ok(Claim {
+            zones: self.zones.clone(),
+            zone: zone.clone(),
+            kind,
+            fence,
+            replaced,
+            gone,
+            predecessor,
+        })
     }
 }
 
@@ -130,7 +148,10 @@ mod tests {
         let refused = registry.claim(&zone, StreamKind::ZoneToGlobal, "a").err().unwrap();
         assert!(refused.to_string().contains("instance \"b\""), "{refused}");
         assert!(!holder.replaced.is_cancelled(), "the incumbent stays");
-        assert!(registry.claim(&zone, StreamKind::GlobalToZone, "a").is_ok(), "other streams have their own holder");
+        assert!(
+            registry.claim(&zone, StreamKind::GlobalToZone, "a").is_ok(),
+            "other streams have their own holder"
+        );
         tokio::time::advance(SWAP_WINDOW).await;
         assert!(registry.claim(&zone, StreamKind::ZoneToGlobal, "a").is_ok());
     }

@@ -71,18 +71,28 @@ async fn serve(
     }
     inner.insights.stream(&caller.zone, Stream::ZoneToGlobal);
     let receiver = Receiver::new(Config {
-        site: Site::Global { zone: caller.zone.clone(), prefix_names: !caller.features.contains(Features::HASH_SUFFIX) },
+        site: Site::Global {
+            zone: caller.zone.clone(),
+            prefix_names: !caller.features.contains(Features::HASH_SUFFIX),
+        },
         identity: Identity {
             zone: caller.zone.to_string(),
             instance: inner.config.instance_id.clone(),
             version: inner.config.version.clone(),
             config: String::new(),
         },
-        kinds: kinds::ALL.iter().copied().filter(|k| k.descriptor().flags.zone_to_global()).collect(),
+        kinds: kinds::ALL
+            .iter()
+            .copied()
+            .filter(|k| k.descriptor().flags.zone_to_global())
+            .collect(),
         progress: caller.features.contains(Features::PROGRESS),
         known: stored_history(inner, &caller.zone).map(|history| GlobalRevision { history, revision: 0 }),
     });
-    let applier = ToStore { inner: inner.clone(), zone: caller.zone.clone() };
+    let applier = ToStore {
+        inner: inner.clone(),
+        zone: caller.zone.clone(),
+    };
     // Replaced or shutting down, the loop first sees through what it had begun to store.
     let stop = async {
         tokio::select! {
@@ -111,7 +121,10 @@ fn observe(inner: &Inner, zone: &ZoneName, report: Report) {
     let metrics = &inner.parts.metrics;
     match report {
         Report::Received { kind, resources } => {
-            metrics.resources_received.get_or_create(&Metrics::kind(zone.as_str(), kind)).inc_by(resources as u64);
+            metrics
+                .resources_received
+                .get_or_create(&Metrics::kind(zone.as_str(), kind))
+                .inc_by(resources as u64);
         }
         Report::Refused { kind, names, text } => {
             warn!(type_url = %kind, resources = ?names, error = text, "resources of the zone were refused");
@@ -121,7 +134,10 @@ fn observe(inner: &Inner, zone: &ZoneName, report: Report) {
             if !keys.is_empty() {
                 warn!(type_url = %kind, resources = ?keys, "the zone's first set lacks resources that it had; their removal is held");
             }
-            metrics.held.get_or_create(&Metrics::kind(zone.as_str(), kind)).set(i64::try_from(keys.len()).unwrap_or(i64::MAX));
+            metrics
+                .held
+                .get_or_create(&Metrics::kind(zone.as_str(), kind))
+                .set(i64::try_from(keys.len()).unwrap_or(i64::MAX));
         }
         Report::Rewritten(count) => {
             metrics.rewrites.inc_by(count as u64);
@@ -154,7 +170,9 @@ impl Applier for ToStore {
             }
             for ops in pieces {
                 let set = shell::changeset(ops.clone(), &format!("zone:{zone}"));
-                let applied = shell::propose(inner.parts.sink.as_ref(), set, &cancel).await.map_err(|err| err.to_string())?;
+                let applied = shell::propose(inner.parts.sink.as_ref(), set, &cancel)
+                    .await
+                    .map_err(|err| err.to_string())?;
                 refused.extend(shell::refused(&ops, &applied));
             }
             if !refused.is_empty() && zone_resource(&inner, &zone).is_none() {

@@ -6,8 +6,7 @@ use envoy_types::{
             config::{
                 core::v3::{CidrRange, HttpProtocolOptions, TrafficDirection, TransportSocket, transport_socket},
                 listener::v3::{
-                    AdditionalAddress, Filter, FilterChain as ChainMessage, FilterChainMatch, Listener as Message, ListenerFilter, filter,
-                    listener_filter,
+                    Filter, FilterChain as ChainMessage, FilterChainMatch, Listener as Message, ListenerFilter, filter, listener_filter,
                 },
             },
             extensions::{
@@ -51,16 +50,9 @@ use crate::build::plan::{
 const INTERNAL: [(&str, u32); 4] = [("10.0.0.0", 8), ("192.168.0.0", 16), ("172.16.0.0", 12), ("127.0.0.1", 32)];
 
 pub(super) fn encode(name: &str, listener: &Listener) -> Message {
-    let mut sockets = listener.sockets.iter();
     Message {
         name: name.into(),
-        address: sockets.next().map(address),
-        additional_addresses: sockets
-            .map(|s| AdditionalAddress {
-                address: Some(address(s)),
-                ..AdditionalAddress::default()
-            })
-            .collect(),
+        address: Some(address(&listener.socket)),
         traffic_direction: match listener.direction {
             Direction::Inbound => TrafficDirection::Inbound,
             Direction::Outbound => TrafficDirection::Outbound,

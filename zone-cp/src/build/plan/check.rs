@@ -24,13 +24,11 @@ pub fn check(plan: &Plan) -> Vec<String> {
     }
     let mut sockets = std::collections::BTreeSet::new();
     for (name, listener) in &plan.listeners {
-        if listener.sockets.is_empty() || listener.chains.is_empty() {
-            found.push(format!("listener {name} has no address or no filter chain"));
+        if listener.chains.is_empty() {
+            found.push(format!("listener {name} has no filter chain"));
         }
-        for socket in &listener.sockets {
-            if !sockets.insert(socket.clone()) {
-                found.push(format!("listener {name} shares {socket} with another"));
-            }
+        if !sockets.insert(&listener.socket) {
+            found.push(format!("listener {name} shares {} with another", listener.socket));
         }
         let mut matches = std::collections::BTreeSet::new();
         for chain in &listener.chains {

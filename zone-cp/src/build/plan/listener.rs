@@ -12,8 +12,8 @@ use super::{Socket, Target, Timeout};
 /// An Envoy listener; its name is its key in the plan.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Listener {
-    /// Never empty; the first is the main one.
-    pub sockets: Vec<Socket>,
+    /// One only: Envoy cannot take over a socket from a listener that has other sockets too.
+    pub socket: Socket,
     pub direction: Direction,
     /// Reads the SNI of each connection before a filter chain is chosen.
     pub tls_inspector: bool,
