@@ -37,7 +37,11 @@ pub async fn run(config: Config) -> Result<ExitStatus> {
     host.ensure_defaults(&Site::Global).await?;
 
     let views = host.plane.store.subscribe();
-    let auth = if config.kds.require_zone_token { TokenAuth::required(views) } else { TokenAuth::optional(views) };
+    let auth = if config.kds.require_zone_token {
+        TokenAuth::required(views)
+    } else {
+        TokenAuth::optional(views)
+    };
     let metrics = Metrics::default();
     metrics.register(&mut host.registry.lock());
     let kds = KdsServer::new(
@@ -55,11 +59,13 @@ pub async fn run(config: Config) -> Result<ExitStatus> {
             tasks: host.tasks.clone(),
         },
     );
-    host.serve_https("kds", config.kds.address, kds.router(), &["h2"], Versions::Tls12AndTls13).await?;
+    host.serve_https("kds", config.kds.address, kds.router(), &["h2"], Versions::Tls12AndTls13)
+        .await?;
     host.tasks.spawn("kds-content", OnExit::Shutdown, move |cancel| kds.run(cancel));
 
     let shown = serde_json::to_value(&config)?;
-    host.serve_api(config.api.address, Site::Global, &config.reported_version, shown).await?;
+    host.serve_api(config.api.address, Site::Global, &config.reported_version, shown)
+        .await?;
     serving.ready();
     info!(api = %config.api.address, kds = %config.kds.address, "the global control plane is ready");
     Ok(host.run(config.shutdown_grace).await)

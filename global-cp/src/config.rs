@@ -52,7 +52,10 @@ impl Default for Config {
 
 impl Default for Kds {
     fn default() -> Self {
-        Self { address: ([0, 0, 0, 0], 5685).into(), require_zone_token: true }
+        Self {
+            address: ([0, 0, 0, 0], 5685).into(),
+            require_zone_token: true,
+        }
     }
 }
 

@@ -54,7 +54,10 @@ impl Propose for ProposeToStore {
 pub async fn run(config: Config) -> Result<ExitStatus> {
     log_effective(&config);
     let zone: ZoneName = config.zone.parse().context("zone")?;
-    let site = Site::Zone { name: zone.clone(), federated: config.is_federated() };
+    let site = Site::Zone {
+        name: zone.clone(),
+        federated: config.is_federated(),
+    };
     let host_config = HostConfig {
         role: Role::Zone,
         data_dir: config.data_dir.clone(),
@@ -79,7 +82,8 @@ pub async fn run(config: Config) -> Result<ExitStatus> {
     host.tasks.spawn("reconcile", OnExit::Shutdown, |cancel| reconciler.run(cancel));
 
     serve_proxies(&host, &zone, config.dp_server.address, store, connections, world_views).await?;
-    host.serve_api(config.api.address, site, &config.reported_version, serde_json::to_value(&config)?).await?;
+    host.serve_api(config.api.address, site, &config.reported_version, serde_json::to_value(&config)?)
+        .await?;
     if config.is_federated() {
         connect(&host, &zone, &config)?;
     }
@@ -97,7 +101,11 @@ async fn serve_proxies(
     connections: Connections,
     worlds: watch::Receiver<Arc<World>>,
 ) -> Result<()> {
-    let registrar = Registrar { zone: zone.clone(), views: host.plane.store.subscribe(), store };
+    let registrar = Registrar {
+        zone: zone.clone(),
+        views: host.plane.store.subscribe(),
+        store,
+    };
     let insights = Insights::new(zone.clone(), &host.instance_id, host.plane.observed.clone());
     let metrics = XdsMetrics::default();
     metrics.register(&mut host.registry.lock());
@@ -116,15 +124,20 @@ async fn serve_proxies(
     host.tasks.spawn("insights", OnExit::Shutdown, |cancel| insights.run(views, cancel));
     let (names, addresses) = host.tls.dns_and_ip_sans();
     let sans: Vec<String> = names.into_iter().chain(addresses.iter().map(ToString::to_string)).collect();
-    let ads = AggregatedDiscoveryServiceServer::new(ads).max_decoding_message_size(MAX_XDS_MESSAGE).max_encoding_message_size(usize::MAX);
-    let router = tonic::service::Routes::new(ads).into_axum_router().merge(bootstrap::router(Bootstrap {
-        registrar,
-        ca_pem: host.tls.ca_pem().into(),
-        sans: sans.into(),
-        port: address.port(),
-    }));
+    let ads = AggregatedDiscoveryServiceServer::new(ads)
+        .max_decoding_message_size(MAX_XDS_MESSAGE)
+        .max_encoding_message_size(usize::MAX);
+    let router = tonic::service::Routes::new(ads)
+        .into_axum_router()
+        .merge(bootstrap::router(Bootstrap {
+            registrar,
+            ca_pem: host.tls.ca_pem().into(),
+            sans: sans.into(),
+            port: address.port(),
+        }));
     // Envoys started from a stock bootstrap offer TLS 1.2.
-    host.serve_https("dp-server", address, router, &["h2", "http/1.1"], Versions::Tls12AndTls13).await
+    host.serve_https("dp-server", address, router, &["h2", "http/1.1"], Versions::Tls12AndTls13)
+        .await
 }
 
 /// The connection to the global control plane.
@@ -148,7 +161,12 @@ fn connect(host: &Host, zone: &ZoneName, config: &Config) -> Result<()> {
             keepalive: KEEPALIVE,
             compress: false,
         },
-        ClientParts { source: host.plane.source(), sink: Arc::new(host.plane.clone()), stages: host.stages.clone(), metrics },
+        ClientParts {
+            source: host.plane.source(),
+            sink: Arc::new(host.plane.clone()),
+            stages: host.stages.clone(),
+            metrics,
+        },
     )?;
     host.tasks.spawn("kds-client", OnExit::Shutdown, move |cancel| client.run(cancel));
     Ok(())

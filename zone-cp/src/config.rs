@@ -72,7 +72,9 @@ impl Config {
         problems.check(!self.data_dir.as_os_str().is_empty(), || "data_dir must be set".into());
         self.tls.validate(&mut problems);
         for address in &self.global.addresses {
-            problems.check(address.starts_with("grpcs://"), || format!("global.addresses: {address:?} must be grpcs://host:port"));
+            problems.check(address.starts_with("grpcs://"), || {
+                format!("global.addresses: {address:?} must be grpcs://host:port")
+            });
         }
         problems.check(self.global.addresses.is_empty() || self.global.ca_file.is_some(), || {
             "global.ca_file must be set: the CA of the global control plane (its <data_dir>/tls/ca.crt)".into()

@@ -60,13 +60,22 @@ impl Connections {
     pub fn register(&self, proxy: ProxyId, advertised: Option<Advertised>) -> Registration {
         let stream = self.0.next.fetch_add(1, Ordering::Relaxed);
         let replaced = CancellationToken::new();
-        let connection = Connection { stream, advertised, replaced: replaced.clone() };
+        let connection = Connection {
+            stream,
+            advertised,
+            replaced: replaced.clone(),
+        };
         self.0.connected.send_modify(|connected| {
             if let Some(older) = Arc::make_mut(connected).insert(proxy.clone(), connection) {
                 older.replaced.cancel();
             }
         });
-        Registration { connections: self.clone(), proxy, stream, replaced }
+        Registration {
+            connections: self.clone(),
+            proxy,
+            stream,
+            replaced,
+        }
     }
 }
 

@@ -140,8 +140,12 @@ impl Issuer {
 
     fn basis(&mut self, world: &World, view: &View, proxy: &ProxyId, stored: &mut StoredCas) -> Result<Option<(Basis, Kri)>, String> {
         let Some(mesh) = world.mesh(&proxy.mesh) else { return Ok(None) };
-        let Some(dataplane) = mesh.dataplanes.get(&proxy.name) else { return Ok(None) };
-        let Some(chosen) = identity::of_proxy(mesh, dataplane).first().copied() else { return Ok(None) };
+        let Some(dataplane) = mesh.dataplanes.get(&proxy.name) else {
+            return Ok(None);
+        };
+        let Some(chosen) = identity::of_proxy(mesh, dataplane).first().copied() else {
+            return Ok(None);
+        };
         // An identity whose CA is not made yet issues nothing; the change that makes it comes back here.
         let ca = stored
             .entry(chosen.resource.key.clone())
@@ -154,7 +158,12 @@ impl Issuer {
             self.authorities.insert(cert_pem.clone(), Arc::new(ca));
         }
         let kri = Kri::of(&chosen.resource).unwrap_or_default();
-        let basis = Basis { identity: kri.to_string(), spiffe_id: id.to_string(), ca_pem: cert_pem.clone(), expiry: expiry(chosen) };
+        let basis = Basis {
+            identity: kri.to_string(),
+            spiffe_id: id.to_string(),
+            ca_pem: cert_pem.clone(),
+            expiry: expiry(chosen),
+        };
         Ok(Some((basis, kri)))
     }
 

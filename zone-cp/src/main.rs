@@ -44,5 +44,9 @@ fn main() -> anyhow::Result<()> {
     let config = config::load::<Config>(file.as_deref(), &overrides)?.validate()?;
     telemetry::init(&config.telemetry);
     tls::install_provider();
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(app::run(config))?.exit()
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?
+        .block_on(app::run(config))?
+        .exit()
 }

@@ -41,7 +41,11 @@ impl XdsMetrics {
         registry.register("xds_responses_sent", "Responses sent to Envoys", self.responses.clone());
         registry.register("xds_acks", "Responses accepted by Envoys", self.acks.clone());
         registry.register("xds_nacks", "Responses refused by Envoys", self.nacks.clone());
-        registry.register("xds_unchanged_pushes", "Resources sent to an Envoy that held the same version", self.unchanged.clone());
+        registry.register(
+            "xds_unchanged_pushes",
+            "Resources sent to an Envoy that held the same version",
+            self.unchanged.clone(),
+        );
         registry.register("xds_denied", "Streams of proxies that were refused", self.denied.clone());
         registry.register("xds_connected_proxies", "Proxies connected now", self.connected.clone());
     }

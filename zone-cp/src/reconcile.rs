@@ -89,7 +89,10 @@ impl Reconciler {
             if !failed {
                 backoff.reset();
             }
-            let renewal = issuer.next_renewal(OffsetDateTime::now_utc()).unwrap_or(GRACE_CHECK).min(GRACE_CHECK);
+            let renewal = issuer
+                .next_renewal(OffsetDateTime::now_utc())
+                .unwrap_or(GRACE_CHECK)
+                .min(GRACE_CHECK);
             let wake = Deadline::after(leases.next().map_or(renewal, |l| l.min(renewal)));
             tokio::select! {
                 biased;
@@ -126,7 +129,10 @@ impl Reconciler {
 
 /// Ops that bring everything derived to what the world says; empty at the fixed point.
 pub fn derive(world: &World, view: &View, connected: &Connected, now: Timestamp, problems: &mut Vec<String>) -> Vec<Op> {
-    let advertised = connected.iter().filter_map(|(p, c)| c.advertised.clone().map(|a| (p.clone(), a))).collect();
+    let advertised = connected
+        .iter()
+        .filter_map(|(p, c)| c.advertised.clone().map(|a| (p.clone(), a)))
+        .collect();
     let mut ops = Vec::new();
     for mesh in world.meshes.values() {
         for missing in trust::missing(world, mesh, view, problems) {
@@ -156,7 +162,10 @@ impl Leases {
     fn expired(&mut self, view: &View, connected: &Connected) -> Vec<Op> {
         let mut away = BTreeMap::new();
         let mut ops = Vec::new();
-        for dataplane in view.list(Kind::Dataplane).filter(|d| d.label(LIFECYCLE) == Some(BY_PROXY) && d.label(labels::ZONE).is_some()) {
+        for dataplane in view
+            .list(Kind::Dataplane)
+            .filter(|d| d.label(LIFECYCLE) == Some(BY_PROXY) && d.label(labels::ZONE).is_some())
+        {
             let proxy = ProxyId::new(dataplane.mesh(), dataplane.name());
             if connected.contains_key(&proxy) {
                 continue;

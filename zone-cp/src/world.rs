@@ -25,7 +25,10 @@ pub struct ProxyId {
 
 impl ProxyId {
     pub fn new(mesh: &str, name: &str) -> Self {
-        Self { mesh: mesh.into(), name: name.into() }
+        Self {
+            mesh: mesh.into(),
+            name: name.into(),
+        }
     }
 
     /// Parses a node id; `None` without a dot or with an empty part.
@@ -111,7 +114,14 @@ pub struct Trusted {
 impl World {
     /// A world without content.
     pub fn empty(zone: ZoneName) -> Self {
-        Self { zone, zone_revision: 0, global: None, meshes: BTreeMap::new(), svids: Arc::default(), seen: Connected::default() }
+        Self {
+            zone,
+            zone_revision: 0,
+            global: None,
+            meshes: BTreeMap::new(),
+            svids: Arc::default(),
+            seen: Connected::default(),
+        }
     }
 
     /// The world at `view`, reusing every parsed resource of `self` that did not change. A resource that cannot be parsed is
@@ -129,7 +139,14 @@ impl World {
             };
             meshes.insert(name.into(), shared);
         }
-        Self { zone: self.zone.clone(), zone_revision: view.revision(), global: view.global(), meshes, svids, seen: self.seen.clone() }
+        Self {
+            zone: self.zone.clone(),
+            zone_revision: view.revision(),
+            global: view.global(),
+            meshes,
+            svids,
+            seen: self.seen.clone(),
+        }
     }
 
     pub fn mesh(&self, mesh: &str) -> Option<&Arc<MeshWorld>> {
@@ -144,7 +161,11 @@ impl World {
     /// The same content, told by identity: never true for different content.
     pub fn same(&self, other: &Self) -> bool {
         let meshes = self.meshes.len() == other.meshes.len()
-            && self.meshes.iter().zip(&other.meshes).all(|((a, x), (b, y))| a == b && Arc::ptr_eq(x, y));
+            && self
+                .meshes
+                .iter()
+                .zip(&other.meshes)
+                .all(|((a, x), (b, y))| a == b && Arc::ptr_eq(x, y));
         meshes
             && self.zone_revision == other.zone_revision
             && self.global == other.global
@@ -154,10 +175,19 @@ impl World {
 }
 
 /// Parses the resources of a kind in a mesh, taking over from `old` those that are the same object.
-fn parse_all<T: ursa_model::Spec>(view: &View, kind: Kind, mesh: &str, old: &[Arc<Parsed<T>>], problems: &mut Vec<String>) -> Vec<Arc<Parsed<T>>> {
+fn parse_all<T: ursa_model::Spec>(
+    view: &View,
+    kind: Kind,
+    mesh: &str,
+    old: &[Arc<Parsed<T>>],
+    problems: &mut Vec<String>,
+) -> Vec<Arc<Parsed<T>>> {
     let mut out = Vec::new();
     for resource in view.list_in(kind, mesh) {
-        let known = old.binary_search_by(|p| p.resource.key.cmp(&resource.key)).ok().and_then(|i| old.get(i));
+        let known = old
+            .binary_search_by(|p| p.resource.key.cmp(&resource.key))
+            .ok()
+            .and_then(|i| old.get(i));
         match known {
             Some(known) if Arc::ptr_eq(&known.resource, resource) => out.push(known.clone()),
             _ => match Parsed::parse(resource.clone()) {
@@ -181,7 +211,11 @@ impl MeshWorld {
         let p = &old.policies;
         let services = parse_all(view, Kind::MeshService, mesh, &old.services, problems);
         let trusts = parse_all(view, Kind::MeshTrust, mesh, &old.trusts, problems);
-        let trusted = if same_list(&trusts, &old.trusts) { old.trusted.clone() } else { Arc::new(Trusted::of(&trusts)) };
+        let trusted = if same_list(&trusts, &old.trusts) {
+            old.trusted.clone()
+        } else {
+            Arc::new(Trusted::of(&trusts))
+        };
         problems.extend(trusted.problems.iter().cloned());
         let destinations = if same_list(&services, &old.services) {
             old.destinations.clone()
@@ -212,7 +246,11 @@ impl MeshWorld {
 
     fn same(&self, other: &Self) -> bool {
         let dataplanes = self.dataplanes.len() == other.dataplanes.len()
-            && self.dataplanes.values().zip(other.dataplanes.values()).all(|(a, b)| Arc::ptr_eq(a, b));
+            && self
+                .dataplanes
+                .values()
+                .zip(other.dataplanes.values())
+                .all(|(a, b)| Arc::ptr_eq(a, b));
         let (p, q) = (&self.policies, &other.policies);
         dataplanes
             && same_list(&self.services, &other.services)
@@ -266,11 +304,20 @@ impl Trusted {
                     }
                 });
                 if let Err(err) = merged {
-                    problems.push(format!("{}: a certificate authority of trust domain {domain} is left out: {err}", trust.resource.key));
+                    problems.push(format!(
+                        "{}: a certificate authority of trust domain {domain} is left out: {err}",
+                        trust.resource.key
+                    ));
                 }
             }
         }
-        Self { domains: bundles.into_iter().map(|(domain, bundle)| (domain.to_owned(), bundle.to_pem())).collect(), problems }
+        Self {
+            domains: bundles
+                .into_iter()
+                .map(|(domain, bundle)| (domain.to_owned(), bundle.to_pem()))
+                .collect(),
+            problems,
+        }
     }
 }
 

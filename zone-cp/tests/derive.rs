@@ -34,7 +34,13 @@ fn key(kind: Kind, name: &str) -> ResourceKey {
 impl Zone {
     fn new() -> Self {
         let zone: ZoneName = "west".parse().unwrap();
-        let mut z = Self { state: State::default(), index: 0, world: World::empty(zone), connections: Connections::default(), problems: Vec::new() };
+        let mut z = Self {
+            state: State::default(),
+            index: 0,
+            world: World::empty(zone),
+            connections: Connections::default(),
+            problems: Vec::new(),
+        };
         z.run(Command::Init { history: HistoryId(1) });
         z.apply(vec![put(Kind::Mesh, "default", json!({}), &[("kuma.io/origin", "global")])]);
         z
@@ -66,25 +72,46 @@ impl Zone {
     }
 
     fn get(&self, kind: Kind, name: &str) -> Option<Value> {
-        self.state.view().get(&key(kind, name)).map(|r| serde_json::to_value(r.as_ref()).unwrap())
+        self.state
+            .view()
+            .get(&key(kind, name))
+            .map(|r| serde_json::to_value(r.as_ref()).unwrap())
     }
 }
 
 fn put(kind: Kind, name: &str, spec: Value, labels: &[(&str, &str)]) -> Op {
     let labels: Labels = labels.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
     let spec = (kind.descriptor().canonical)(spec).unwrap();
-    Op::Put(Put { key: key(kind, name), labels, spec, status: None, owner: None, expect: Expect::Any })
+    Op::Put(Put {
+        key: key(kind, name),
+        labels,
+        spec,
+        status: None,
+        owner: None,
+        expect: Expect::Any,
+    })
 }
 
 fn dataplane(name: &str, workload: &str, networking: Value) -> Op {
     let labels = Labels::from([("kuma.io/workload".into(), workload.into())]);
     let labels = computed(Site::Zone("west"), Kind::Dataplane, "default", name, labels, Some((false, false)));
     let spec = (Kind::Dataplane.descriptor().canonical)(json!({ "networking": networking })).unwrap();
-    Op::Put(Put { key: key(Kind::Dataplane, name), labels, spec, status: None, owner: None, expect: Expect::Any })
+    Op::Put(Put {
+        key: key(Kind::Dataplane, name),
+        labels,
+        spec,
+        status: None,
+        owner: None,
+        expect: Expect::Any,
+    })
 }
 
 fn backend(name: &str, address: &str) -> Op {
-    dataplane(name, "backend", json!({"address": address, "inbound": [{"port": 8080, "servicePort": 18080, "name": "http", "protocol": "http"}]}))
+    dataplane(
+        name,
+        "backend",
+        json!({"address": address, "inbound": [{"port": 8080, "servicePort": 18080, "name": "http", "protocol": "http"}]}),
+    )
 }
 
 fn identity(selects: Value) -> Op {
@@ -93,7 +120,16 @@ fn identity(selects: Value) -> Op {
         "spiffeID": {"trustDomain": "{{ .Mesh }}.{{ .Zone }}.mesh.local", "path": "/workload/{{ .Workload }}"},
         "provider": {"type": "Bundled", "bundled": {"insecureAllowSelfSigned": true, "autogenerate": {"enabled": true}}},
     });
-    put(Kind::MeshIdentity, "identity-fx89fx8cww447z7x", spec, &[("kuma.io/display-name", "identity"), ("kuma.io/origin", "global"), ("kuma.io/mesh", "default")])
+    put(
+        Kind::MeshIdentity,
+        "identity-fx89fx8cww447z7x",
+        spec,
+        &[
+            ("kuma.io/display-name", "identity"),
+            ("kuma.io/origin", "global"),
+            ("kuma.io/mesh", "default"),
+        ],
+    )
 }
 
 #[test]
@@ -102,8 +138,14 @@ fn a_service_comes_from_its_proxies() {
     z.apply(vec![backend("backend-1", "127.0.2.10"), backend("backend-2", "127.0.2.11")]);
     assert!(z.settle(Timestamp(5)) <= 2);
     let service = z.get(Kind::MeshService, "backend").unwrap();
-    assert_eq!(service["spec"]["ports"], json!([{"name": "http", "port": 8080, "targetPort": 8080, "appProtocol": "http"}]));
-    assert_eq!(service["spec"]["selector"], json!({"dataplaneLabels": {"matchLabels": {"kuma.io/workload": "backend"}}}));
+    assert_eq!(
+        service["spec"]["ports"],
+        json!([{"name": "http", "port": 8080, "targetPort": 8080, "appProtocol": "http"}])
+    );
+    assert_eq!(
+        service["spec"]["selector"],
+        json!({"dataplaneLabels": {"matchLabels": {"kuma.io/workload": "backend"}}})
+    );
     assert_eq!(service["spec"]["state"], "Available");
     assert_eq!(service["status"]["tls"]["status"], "NotReady");
     assert_eq!(service["labels"]["kuma.io/zone"], "west");
@@ -115,18 +157,34 @@ fn an_identity_gives_ca_trust_ids_and_tls() {
     let mut z = Zone::new();
     z.apply(vec![backend("backend-1", "127.0.2.10"), identity(json!({}))]);
     z.settle(Timestamp(5));
-    let trust = z.get(Kind::MeshTrust, "identity-fx89fx8cww447z7x").expect("a MeshTrust under the identity's stored name");
+    let trust = z
+        .get(Kind::MeshTrust, "identity-fx89fx8cww447z7x")
+        .expect("a MeshTrust under the identity's stored name");
     assert_eq!(trust["spec"]["trustDomain"], "default.west.mesh.local");
     assert_eq!(trust["status"]["origin"]["kri"], "kri_mid_default___identity_");
     assert!(z.get(Kind::Secret, "identity-root-ca").is_some() && z.get(Kind::Secret, "identity-private-key").is_some());
     let service = z.get(Kind::MeshService, "backend").unwrap();
-    assert_eq!(service["spec"]["identities"], json!([{"type": "SpiffeID", "value": "spiffe://default.west.mesh.local/workload/backend"}]));
+    assert_eq!(
+        service["spec"]["identities"],
+        json!([{"type": "SpiffeID", "value": "spiffe://default.west.mesh.local/workload/backend"}])
+    );
     assert_eq!(service["status"]["tls"]["status"], "Ready");
     let ready = &z.get(Kind::MeshIdentity, "identity-fx89fx8cww447z7x").unwrap()["status"]["conditions"];
-    assert!(ready.as_array().unwrap().iter().any(|c| c["type"] == "Ready" && c["status"] == "True"), "{ready}");
+    assert!(
+        ready
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|c| c["type"] == "Ready" && c["status"] == "True"),
+        "{ready}"
+    );
 
     // TLS is a latch: a proxy that no identity selects does not turn it off.
-    z.apply(vec![dataplane("backend-9", "backend", json!({"address": "127.0.2.19", "inbound": [{"port": 8080, "name": "http", "protocol": "http"}]}))]);
+    z.apply(vec![dataplane(
+        "backend-9",
+        "backend",
+        json!({"address": "127.0.2.19", "inbound": [{"port": 8080, "name": "http", "protocol": "http"}]}),
+    )]);
     z.apply(vec![identity(json!({"kuma.io/display-name": "backend-1"}))]);
     z.settle(Timestamp(6));
     assert_eq!(z.get(Kind::MeshService, "backend").unwrap()["status"]["tls"]["status"], "Ready");
@@ -156,17 +214,39 @@ fn the_ca_stays_when_its_identity_is_gone() {
 #[test]
 fn a_connected_ingress_publishes_its_address_and_a_hand_made_one_wins() {
     let mut z = Zone::new();
-    let ingress = |name: &str| dataplane(name, "zone-ingress", json!({"address": "127.0.2.2", "listeners": [{"type": "ZoneIngress", "port": 10001, "name": "ingress"}]}));
+    let ingress = |name: &str| {
+        dataplane(
+            name,
+            "zone-ingress",
+            json!({"address": "127.0.2.2", "listeners": [{"type": "ZoneIngress", "port": 10001, "name": "ingress"}]}),
+        )
+    };
     z.apply(vec![ingress("zone-ingress"), ingress("second")]);
     z.settle(Timestamp(5));
-    assert!(z.get(Kind::MeshZoneAddress, "zone-ingress").is_none(), "published before it is connected");
-    let by_hand = put(Kind::MeshZoneAddress, "second", json!({"address": "10.9.9.9", "port": 1}), &[("kuma.io/origin", "zone"), ("kuma.io/zone", "west")]);
+    assert!(
+        z.get(Kind::MeshZoneAddress, "zone-ingress").is_none(),
+        "published before it is connected"
+    );
+    let by_hand = put(
+        Kind::MeshZoneAddress,
+        "second",
+        json!({"address": "10.9.9.9", "port": 1}),
+        &[("kuma.io/origin", "zone"), ("kuma.io/zone", "west")],
+    );
     z.apply(vec![by_hand]);
-    let advertised = |port| Some(Advertised { address: "203.0.113.7".into(), port });
+    let advertised = |port| {
+        Some(Advertised {
+            address: "203.0.113.7".into(),
+            port,
+        })
+    };
     let first = z.connections.register(ProxyId::new("default", "zone-ingress"), advertised(443));
     let _second = z.connections.register(ProxyId::new("default", "second"), advertised(443));
     z.settle(Timestamp(6));
-    assert_eq!(z.get(Kind::MeshZoneAddress, "zone-ingress").unwrap()["spec"], json!({"address": "203.0.113.7", "port": 443}));
+    assert_eq!(
+        z.get(Kind::MeshZoneAddress, "zone-ingress").unwrap()["spec"],
+        json!({"address": "203.0.113.7", "port": 443})
+    );
     assert_eq!(z.get(Kind::MeshZoneAddress, "second").unwrap()["spec"]["address"], "10.9.9.9");
     // The stream's end withdraws nothing; the end of the ingress' Dataplane does.
     drop(first);
@@ -180,8 +260,18 @@ fn a_connected_ingress_publishes_its_address_and_a_hand_made_one_wins() {
 #[test]
 fn an_address_that_cannot_be_one_is_reported_and_not_published() {
     let mut z = Zone::new();
-    z.apply(vec![dataplane("zone-ingress", "zone-ingress", json!({"address": "127.0.2.2", "listeners": [{"type": "ZoneIngress", "port": 10001}]}))]);
-    let _held = z.connections.register(ProxyId::new("default", "zone-ingress"), Some(Advertised { address: "0.0.0.0".into(), port: 0 }));
+    z.apply(vec![dataplane(
+        "zone-ingress",
+        "zone-ingress",
+        json!({"address": "127.0.2.2", "listeners": [{"type": "ZoneIngress", "port": 10001}]}),
+    )]);
+    let _held = z.connections.register(
+        ProxyId::new("default", "zone-ingress"),
+        Some(Advertised {
+            address: "0.0.0.0".into(),
+            port: 0,
+        }),
+    );
     z.settle(Timestamp(5));
     assert!(z.get(Kind::MeshZoneAddress, "zone-ingress").is_none());
     assert!(z.problems.iter().any(|p| p.contains("unusable address")), "{:?}", z.problems);
@@ -204,7 +294,11 @@ fn a_service_that_lost_its_proxies_becomes_unavailable_and_goes_after_the_grace(
 #[test]
 fn a_workload_that_is_no_label_is_reported() {
     let mut z = Zone::new();
-    z.apply(vec![dataplane("x", "Not_A_Label", json!({"address": "127.0.2.10", "inbound": [{"port": 1}]}))]);
+    z.apply(vec![dataplane(
+        "x",
+        "Not_A_Label",
+        json!({"address": "127.0.2.10", "inbound": [{"port": 1}]}),
+    )]);
     z.settle(Timestamp(1));
     assert!(z.problems.iter().any(|p| p.contains("RFC 1035")), "{:?}", z.problems);
 }
@@ -222,13 +316,22 @@ fn certificates_are_issued_to_connected_proxies_kept_and_renewed() {
         issuer.update(&z.world, z.state.view(), connected.keys(), now, &mut z.problems);
         issuer.svids().get(&proxy).cloned()
     };
-    assert!(update(&mut issuer, &BTreeMap::new(), t0).is_none(), "issued to a proxy that is not connected");
+    assert!(
+        update(&mut issuer, &BTreeMap::new(), t0).is_none(),
+        "issued to a proxy that is not connected"
+    );
     let first = update(&mut issuer, &connected, t0).expect("a certificate");
-    assert_eq!((first.spiffe_id.as_str(), first.secret_name.as_str()), ("spiffe://default.west.mesh.local/workload/backend", "kri_mid_default___identity_"));
+    assert_eq!(
+        (first.spiffe_id.as_str(), first.secret_name.as_str()),
+        ("spiffe://default.west.mesh.local/workload/backend", "kri_mid_default___identity_")
+    );
     let again = update(&mut issuer, &connected, t0 + Duration::hours(10)).unwrap();
     assert!(Arc::ptr_eq(&first, &again), "issued anew without need");
     let due = issuer.next_renewal(t0).unwrap();
-    assert!(due > std::time::Duration::from_secs(13 * 3600) && due < std::time::Duration::from_secs(19 * 3600), "{due:?}");
+    assert!(
+        due > std::time::Duration::from_secs(13 * 3600) && due < std::time::Duration::from_secs(19 * 3600),
+        "{due:?}"
+    );
     let renewed = update(&mut issuer, &connected, t0 + due + Duration::seconds(1)).unwrap();
     assert_ne!(first.serial, renewed.serial);
     assert_eq!(issuer.total, 2);
@@ -252,7 +355,10 @@ fn a_renewal_that_fails_is_postponed_and_a_step_back_of_the_clock_is_survived() 
     let mut problems = Vec::new();
     issuer.update(&z.world, z.state.view(), [&proxy].into_iter(), late, &mut problems);
     assert!(!problems.is_empty() && Arc::ptr_eq(&first, &issuer.svids()[&proxy]), "{problems:?}");
-    assert!(issuer.next_renewal(late).unwrap() >= std::time::Duration::from_secs(1), "the reconciler would spin");
+    assert!(
+        issuer.next_renewal(late).unwrap() >= std::time::Duration::from_secs(1),
+        "the reconciler would spin"
+    );
 
     z.apply(vec![backend("backend-1", "127.0.2.10")]);
     z.settle(Timestamp(7));

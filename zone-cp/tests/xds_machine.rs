@@ -26,13 +26,23 @@ struct Config {
 const BAD: u8 = 3;
 
 fn snapshot(config: &Config, revision: u64) -> Arc<ProxySnapshot> {
-    let resource = |text: String| XdsResource { version: text.clone().into(), bytes: text.into_bytes().into() };
-    let mut snapshot = ProxySnapshot { zone_revision: revision, ..ProxySnapshot::default() };
+    let resource = |text: String| XdsResource {
+        version: text.clone().into(),
+        bytes: text.into_bytes().into(),
+    };
+    let mut snapshot = ProxySnapshot {
+        zone_revision: revision,
+        ..ProxySnapshot::default()
+    };
     let numbers = |m: &BTreeMap<String, u8>| m.iter().map(|(n, v)| (n.clone(), resource(v.to_string()))).collect();
     snapshot.resources.insert(XdsType::Cluster, numbers(&config.clusters));
     snapshot.resources.insert(XdsType::Endpoint, numbers(&config.endpoints));
     snapshot.resources.insert(XdsType::Listener, numbers(&config.listeners));
-    let routes = config.routes.iter().map(|(n, c)| (n.clone(), resource(c.iter().cloned().collect::<Vec<_>>().join(",")))).collect();
+    let routes = config
+        .routes
+        .iter()
+        .map(|(n, c)| (n.clone(), resource(c.iter().cloned().collect::<Vec<_>>().join(","))))
+        .collect();
     snapshot.resources.insert(XdsType::Route, routes);
     Arc::new(snapshot)
 }
@@ -50,7 +60,10 @@ struct Envoy {
 
 impl Envoy {
     fn request(kind: XdsType) -> DeltaDiscoveryRequest {
-        DeltaDiscoveryRequest { type_url: kind.type_url().into(), ..DeltaDiscoveryRequest::default() }
+        DeltaDiscoveryRequest {
+            type_url: kind.type_url().into(),
+            ..DeltaDiscoveryRequest::default()
+        }
     }
 
     fn connect(&mut self) {
@@ -92,19 +105,30 @@ impl Envoy {
         let versions: Vec<(String, String)> = response
             .resources
             .iter()
-            .map(|r| (r.name.clone(), String::from_utf8(r.resource.as_ref().unwrap().value.clone()).unwrap()))
+            .map(|r| {
+                (
+                    r.name.clone(),
+                    String::from_utf8(r.resource.as_ref().unwrap().value.clone()).unwrap(),
+                )
+            })
             .collect();
         let refuses = versions.iter().any(|(_, v)| kind == XdsType::Cluster && *v == BAD.to_string());
         let mut answer = Self::request(kind);
         answer.response_nonce.clone_from(&response.nonce);
         for entry in &versions {
-            prop_assert!(kind != XdsType::Cluster || !self.refused.contains(entry), "refused content came again: {entry:?}");
+            prop_assert!(
+                kind != XdsType::Cluster || !self.refused.contains(entry),
+                "refused content came again: {entry:?}"
+            );
         }
         if refuses {
             // The whole response is refused: none of it may come again unchanged.
             self.refused.retain(|(n, _)| !versions.iter().any(|(name, _)| name == n));
             self.refused.extend(versions);
-            answer.error_detail = Some(ErrorDetail { code: 13, message: "bad".into() });
+            answer.error_detail = Some(ErrorDetail {
+                code: 13,
+                message: "bad".into(),
+            });
         } else {
             for (name, version) in versions {
                 // Nobody in Envoy waits for it any more: the answer crossed the unsubscription.
@@ -128,7 +152,10 @@ impl Envoy {
             for name in &response.removed_resources {
                 if kind == XdsType::Cluster {
                     for (route, clusters) in self.held.get(&XdsType::Route).into_iter().flatten() {
-                        prop_assert!(!clusters.split(',').any(|c| c == name), "cluster {name} is taken from under route {route}");
+                        prop_assert!(
+                            !clusters.split(',').any(|c| c == name),
+                            "cluster {name} is taken from under route {route}"
+                        );
                     }
                 }
                 self.held.entry(kind).or_default().remove(name);
@@ -144,7 +171,11 @@ impl Envoy {
             self.outbox.push_back(Self::request(XdsType::Listener));
         }
         if kind == XdsType::Listener {
-            let routes = self.held.get(&kind).map(|l| l.keys().map(|n| n.replace('l', "r")).collect()).unwrap_or_default();
+            let routes = self
+                .held
+                .get(&kind)
+                .map(|l| l.keys().map(|n| n.replace('l', "r")).collect())
+                .unwrap_or_default();
             self.subscribe(XdsType::Route, routes);
         }
         Ok(())
@@ -213,9 +244,17 @@ fn arb_config(worst: u8) -> impl Strategy<Value = Config> {
         .prop_map(|(clusters, endpoint_versions, listeners)| {
             let names: Vec<String> = clusters.keys().cloned().collect();
             let endpoints = names.iter().zip(endpoint_versions).map(|(n, v)| (n.clone(), v)).collect();
-            let mut config = Config { clusters, endpoints, ..Config::default() };
+            let mut config = Config {
+                clusters,
+                endpoints,
+                ..Config::default()
+            };
             for (i, picks, version) in listeners {
-                let named = picks.iter().filter(|_| !names.is_empty()).map(|p| names[p.index(names.len())].clone()).collect();
+                let named = picks
+                    .iter()
+                    .filter(|_| !names.is_empty())
+                    .map(|p| names[p.index(names.len())].clone())
+                    .collect();
                 config.routes.insert(format!("r{i}"), named);
                 config.listeners.insert(format!("l{i}"), version);
             }
@@ -231,7 +270,12 @@ fn arb_script(worst: u8) -> impl Strategy<Value = Vec<Step>> {
 }
 
 fn play(script: Vec<Step>) -> Result<(), TestCaseError> {
-    let mut link = Link { machine: Machine::new(), envoy: Envoy::default(), unanswered: BTreeMap::new(), settled: None };
+    let mut link = Link {
+        machine: Machine::new(),
+        envoy: Envoy::default(),
+        unanswered: BTreeMap::new(),
+        settled: None,
+    };
     let mut newest = Config::default();
     let mut revision = 1;
     link.feed(Event::Snapshot(snapshot(&newest, revision)))?;
@@ -264,7 +308,14 @@ fn play(script: Vec<Step>) -> Result<(), TestCaseError> {
             let version = String::from_utf8(resource.bytes.to_vec()).unwrap();
             let refused = link.envoy.refused.contains(&(name.clone(), version.clone()));
             let of_refused = kind == XdsType::Endpoint && !link.envoy.held.get(&XdsType::Cluster).is_some_and(|c| c.contains_key(name));
-            prop_assert!(held.get(name) == Some(&version) || refused || of_refused, "{:?} {} is {:?}, not {}", kind, name, held.get(name), version);
+            prop_assert!(
+                held.get(name) == Some(&version) || refused || of_refused,
+                "{:?} {} is {:?}, not {}",
+                kind,
+                name,
+                held.get(name),
+                version
+            );
         }
         for name in held.keys() {
             prop_assert!(want.of(kind).contains_key(name), "{:?} {} was left behind", kind, name);
@@ -290,10 +341,20 @@ proptest! {
 #[test]
 fn a_stale_nonce_answers_nothing() {
     let mut machine = Machine::new();
-    let config = Config { clusters: [("c0".into(), 1)].into(), endpoints: [("c0".into(), 1)].into(), ..Config::default() };
+    let config = Config {
+        clusters: [("c0".into(), 1)].into(),
+        endpoints: [("c0".into(), 1)].into(),
+        ..Config::default()
+    };
     machine.handle(Event::Snapshot(snapshot(&config, 1)));
     let first = machine.handle(Event::Request(Envoy::request(XdsType::Cluster)));
-    assert!(matches!(first.as_slice(), [Action::Send { kind: XdsType::Cluster, .. }]));
+    assert!(matches!(
+        first.as_slice(),
+        [Action::Send {
+            kind: XdsType::Cluster,
+            ..
+        }]
+    ));
     let mut stale = Envoy::request(XdsType::Cluster);
     stale.response_nonce = "77".into();
     assert!(machine.handle(Event::Request(stale)).is_empty());
@@ -306,7 +367,9 @@ fn a_name_that_does_not_exist_is_answered_once() {
     let mut request = Envoy::request(XdsType::Route);
     request.resource_names_subscribe = vec!["nowhere".into()];
     let actions = machine.handle(Event::Request(request));
-    let [Action::Send { response, .. }] = actions.as_slice() else { panic!("{actions:?}") };
+    let [Action::Send { response, .. }] = actions.as_slice() else {
+        panic!("{actions:?}")
+    };
     assert_eq!(response.removed_resources, ["nowhere"]);
 }
 
@@ -315,7 +378,13 @@ fn a_starting_envoy_gets_an_answer_even_when_there_is_nothing() {
     let mut machine = Machine::new();
     machine.handle(Event::Snapshot(snapshot(&Config::default(), 1)));
     let actions = machine.handle(Event::Request(Envoy::request(XdsType::Cluster)));
-    assert!(matches!(actions.as_slice(), [Action::Send { kind: XdsType::Cluster, .. }]));
+    assert!(matches!(
+        actions.as_slice(),
+        [Action::Send {
+            kind: XdsType::Cluster,
+            ..
+        }]
+    ));
 }
 
 #[test]
@@ -325,7 +394,10 @@ fn garbage_closes_the_stream_with_a_typed_status() {
     long.resource_names_subscribe = vec!["x".repeat(5_000)];
     let actions = machine.handle(Event::Request(long));
     assert!(matches!(actions.as_slice(), [Action::Close(s)] if s.code() == tonic::Code::InvalidArgument));
-    let unknown = DeltaDiscoveryRequest { type_url: "type.googleapis.com/nonsense".into(), ..DeltaDiscoveryRequest::default() };
+    let unknown = DeltaDiscoveryRequest {
+        type_url: "type.googleapis.com/nonsense".into(),
+        ..DeltaDiscoveryRequest::default()
+    };
     assert!(machine.handle(Event::Request(unknown)).is_empty());
 }
 
@@ -347,7 +419,11 @@ fn settled_machine() -> Machine {
 }
 
 fn with_listener(name: &str, version: u8) -> Config {
-    let mut config = Config { clusters: [("c0".into(), 1)].into(), endpoints: [("c0".into(), 1)].into(), ..Config::default() };
+    let mut config = Config {
+        clusters: [("c0".into(), 1)].into(),
+        endpoints: [("c0".into(), 1)].into(),
+        ..Config::default()
+    };
     config.listeners.insert(name.into(), version);
     config.routes.insert("r0".into(), ["c0".into()].into());
     config
@@ -358,7 +434,10 @@ fn acknowledge(machine: &mut Machine, actions: Vec<Action>) -> Vec<Action> {
     let mut after = Vec::new();
     for action in actions {
         if let Action::Send { kind, response, .. } = action {
-            after.extend(machine.handle(Event::Request(DeltaDiscoveryRequest { response_nonce: response.nonce, ..Envoy::request(kind) })));
+            after.extend(machine.handle(Event::Request(DeltaDiscoveryRequest {
+                response_nonce: response.nonce,
+                ..Envoy::request(kind)
+            })));
         }
     }
     after
@@ -368,7 +447,16 @@ fn acknowledge(machine: &mut Machine, actions: Vec<Action>) -> Vec<Action> {
 fn a_listener_that_takes_the_place_of_another_comes_with_its_removal() {
     let mut machine = settled_machine();
     let actions = machine.handle(Event::Snapshot(snapshot(&with_listener("l1", 1), 2)));
-    let [Action::Send { kind: XdsType::Listener, response, .. }] = actions.as_slice() else { panic!("{actions:?}") };
+    let [
+        Action::Send {
+            kind: XdsType::Listener,
+            response,
+            ..
+        },
+    ] = actions.as_slice()
+    else {
+        panic!("{actions:?}")
+    };
     assert_eq!(response.resources.iter().map(|r| r.name.as_str()).collect::<Vec<_>>(), ["l1"]);
     assert_eq!(response.removed_resources, ["l0"]);
 }
@@ -384,20 +472,51 @@ fn clusters_stay_while_a_refused_route_keeps_its_older_form() {
     subscribe.resource_names_subscribe = vec!["c1".into()];
     actions.extend(machine.handle(Event::Request(subscribe)));
     let actions = acknowledge(&mut machine, actions);
-    let [.., Action::Send { kind: XdsType::Route, response, .. }] = actions.as_slice() else { panic!("{actions:?}") };
+    let [
+        ..,
+        Action::Send {
+            kind: XdsType::Route,
+            response,
+            ..
+        },
+    ] = actions.as_slice()
+    else {
+        panic!("{actions:?}")
+    };
     let refusal = DeltaDiscoveryRequest {
         response_nonce: response.nonce.clone(),
-        error_detail: Some(ErrorDetail { code: 13, message: "bad".into() }),
+        error_detail: Some(ErrorDetail {
+            code: 13,
+            message: "bad".into(),
+        }),
         ..Envoy::request(XdsType::Route)
     };
     let actions = machine.handle(Event::Request(refusal));
-    assert!(!actions.iter().any(|a| matches!(a, Action::Send { .. })), "c0 is taken from under the older route: {actions:?}");
-    assert!(actions.iter().any(|a| matches!(a, Action::Report(Report::Settled { refused: true, .. }))), "{actions:?}");
+    assert!(
+        !actions.iter().any(|a| matches!(a, Action::Send { .. })),
+        "c0 is taken from under the older route: {actions:?}"
+    );
+    assert!(
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::Report(Report::Settled { refused: true, .. }))),
+        "{actions:?}"
+    );
     // Once the refused content is gone, nothing is refused any more, and the old cluster goes.
     config.routes.insert("r0".into(), BTreeSet::new());
     let actions = machine.handle(Event::Snapshot(snapshot(&config, 3)));
     let actions = acknowledge(&mut machine, actions);
-    assert!(actions.iter().any(|a| matches!(a, Action::Send { kind: XdsType::Cluster, response, .. } if response.removed_resources == ["c0"])), "{actions:?}");
+    assert!(
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::Send { kind: XdsType::Cluster, response, .. } if response.removed_resources == ["c0"])),
+        "{actions:?}"
+    );
     let actions = acknowledge(&mut machine, actions);
-    assert!(actions.iter().any(|a| matches!(a, Action::Report(Report::Settled { refused: false, .. }))), "{actions:?}");
+    assert!(
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::Report(Report::Settled { refused: false, .. }))),
+        "{actions:?}"
+    );
 }

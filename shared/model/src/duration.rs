@@ -137,7 +137,18 @@ mod tests {
             assert_eq!(d.0, Duration::from_millis(millis), "{text}");
             assert_eq!(d.to_string(), shown);
         }
-        for bad in ["", "5", "s", "1x", "1.2.3s", "-5s", "99999999999999999999h", "9999999h", "1h-5m", "."] {
+        for bad in [
+            "",
+            "5",
+            "s",
+            "1x",
+            "1.2.3s",
+            "-5s",
+            "99999999999999999999h",
+            "9999999h",
+            "1h-5m",
+            ".",
+        ] {
             assert!(bad.parse::<GoDuration>().is_err(), "{bad}");
         }
     }

@@ -37,10 +37,20 @@ mod tests {
     #[test]
     fn published_vectors() {
         for (mesh, name, extra, want) in [
-            ("default", "default-timeout-global", vec![], "default-timeout-global-54dbd4c66zwbcf9c"),
+            (
+                "default",
+                "default-timeout-global",
+                vec![],
+                "default-timeout-global-54dbd4c66zwbcf9c",
+            ),
             ("default", "redis-zone-1", vec!["zone-1"], "redis-zone-1-2v6wfvvcvbc9f55d"),
             ("default", "redis-zone-2", vec!["zone-2"], "redis-zone-2-ff29vc4685c6f594"),
-            ("default", "default-timeout-zone-1", vec!["zone-1"], "default-timeout-zone-1-c58w24w4vw27f454"),
+            (
+                "default",
+                "default-timeout-zone-1",
+                vec!["zone-1"],
+                "default-timeout-zone-1-c58w24w4vw27f454",
+            ),
             ("default", "backend", vec!["west"], "backend-d49vb4d82969fv4f"),
             ("default", "backend", vec!["east"], "backend-d2622w4zxzdb6cfw"),
             ("default", "zone-ingress", vec!["west"], "zone-ingress-xw2dzb9ccb74x47f"),
@@ -50,9 +60,24 @@ mod tests {
             ("default", "identity", vec![], "identity-fx89fx8cww447z7x"),
             ("default", "allow-frontend", vec![], "allow-frontend-9586fw9x6wd94z46"),
             ("default", "backend-canary", vec![], "backend-canary-b5xbbx75f4488895"),
-            ("default", "mesh-timeout-all-default", vec![], "mesh-timeout-all-default-bv8z44b7bzb99xc7"),
-            ("default", "mesh-timeout-to-all-default", vec![], "mesh-timeout-to-all-default-d22c55fzc2d6cd84"),
-            ("", "synced-universal-mesh-service", vec![], "synced-universal-mesh-service-46484vczc724vc29"),
+            (
+                "default",
+                "mesh-timeout-all-default",
+                vec![],
+                "mesh-timeout-all-default-bv8z44b7bzb99xc7",
+            ),
+            (
+                "default",
+                "mesh-timeout-to-all-default",
+                vec![],
+                "mesh-timeout-to-all-default-d22c55fzc2d6cd84",
+            ),
+            (
+                "",
+                "synced-universal-mesh-service",
+                vec![],
+                "synced-universal-mesh-service-46484vczc724vc29",
+            ),
         ] {
             assert_eq!(hashed(mesh, name, &extra), want);
         }

@@ -274,7 +274,10 @@ impl Kind {
 
     /// The kind served at a REST path segment.
     pub fn by_path(path: &str) -> Option<Self> {
-        TABLE.iter().find(|d| !d.internal && (d.path == path || d.path_alias == Some(path))).map(|d| d.kind)
+        TABLE
+            .iter()
+            .find(|d| !d.internal && (d.path == path || d.path_alias == Some(path)))
+            .map(|d| d.kind)
     }
 
     /// The kind with this short name in a KRI.
@@ -292,7 +295,11 @@ impl FromStr for Kind {
     type Err = UnknownKind;
 
     fn from_str(s: &str) -> Result<Self, UnknownKind> {
-        TABLE.iter().find(|d| d.name == s).map(|d| d.kind).ok_or_else(|| UnknownKind(s.chars().take(64).collect()))
+        TABLE
+            .iter()
+            .find(|d| d.name == s)
+            .map(|d| d.kind)
+            .ok_or_else(|| UnknownKind(s.chars().take(64).collect()))
     }
 }
 

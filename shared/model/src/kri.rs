@@ -46,7 +46,11 @@ impl Kri {
 
 impl fmt::Display for Kri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "kri_{}_{}_{}_{}_{}_{}", self.short, self.mesh, self.zone, self.namespace, self.name, self.section)
+        write!(
+            f,
+            "kri_{}_{}_{}_{}_{}_{}",
+            self.short, self.mesh, self.zone, self.namespace, self.name, self.section
+        )
     }
 }
 
@@ -96,7 +100,10 @@ mod tests {
     #[test]
     fn grammar() {
         let kri: Kri = "kri_msvc_default_west__backend_http".parse().unwrap();
-        assert_eq!((kri.zone.as_str(), kri.name.as_str(), kri.section.as_str()), ("west", "backend", "http"));
+        assert_eq!(
+            (kri.zone.as_str(), kri.name.as_str(), kri.section.as_str()),
+            ("west", "backend", "http")
+        );
         assert_eq!(kri.to_string(), "kri_msvc_default_west__backend_http");
         assert_eq!("kri_mhttpr_default___r_rule_0".parse::<Kri>().unwrap().section, "rule0");
         assert!(matches!("kri_msvc_default".parse::<Kri>(), Err(InvalidKri::Shape(_))));

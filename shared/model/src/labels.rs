@@ -60,7 +60,11 @@ impl Origin {
 /// which the resource has even where the label is missing.
 pub fn matches(labels: &Labels, display_name: &str, wanted: &Labels) -> bool {
     wanted.iter().all(|(k, v)| {
-        if k == DISPLAY_NAME { display_name == v } else { labels.get(k).is_some_and(|have| have == v) }
+        if k == DISPLAY_NAME {
+            display_name == v
+        } else {
+            labels.get(k).is_some_and(|have| have == v)
+        }
     })
 }
 
@@ -111,7 +115,10 @@ pub fn validate(labels: &Labels, out: &mut Violations) {
     }
     for (key, value) in labels {
         if !is_qualified_name(key) {
-            out.add(format!("labels[\"{key}\"]"), "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character");
+            out.add(
+                format!("labels[\"{key}\"]"),
+                "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character",
+            );
         }
         if !is_label_value(value) {
             out.add(format!("labels[\"{key}\"]"), "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start and end with an alphanumeric character, at most 63 bytes");

@@ -57,7 +57,11 @@ pub fn check_resource_name(s: &str) -> Result<(), InvalidName> {
     if s.len() > MAX_NAME {
         return Err(InvalidName::TooLong(MAX_NAME));
     }
-    if is_dns1123_subdomain(s) { Ok(()) } else { Err(InvalidName::NotSubdomain) }
+    if is_dns1123_subdomain(s) {
+        Ok(())
+    } else {
+        Err(InvalidName::NotSubdomain)
+    }
 }
 
 /// The looser rule for a stored name and for a reference to a mesh: `[0-9a-z-_.]`, 1..=253 bytes.
@@ -68,7 +72,9 @@ pub fn check_stored_name(s: &str) -> Result<(), InvalidName> {
     if s.len() > MAX_NAME {
         return Err(InvalidName::TooLong(MAX_NAME));
     }
-    if s.bytes().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'-' | b'_' | b'.')) {
+    if s.bytes()
+        .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, b'-' | b'_' | b'.'))
+    {
         Ok(())
     } else {
         Err(InvalidName::NotMeshRef)
@@ -93,7 +99,11 @@ impl FromStr for ZoneName {
         if s.is_empty() {
             return Err(InvalidName::Empty);
         }
-        if is_dns1035_label(s) { Ok(Self(s.into())) } else { Err(InvalidName::NotLabel) }
+        if is_dns1035_label(s) {
+            Ok(Self(s.into()))
+        } else {
+            Err(InvalidName::NotLabel)
+        }
     }
 }
 

@@ -51,7 +51,11 @@ impl ResourceKey {
             Scope::Global if mesh.is_empty() => {}
             Scope::Global => return Err(InvalidKey::NotInMesh(kind)),
         }
-        Ok(Self { kind, mesh: mesh.into(), name: name.into() })
+        Ok(Self {
+            kind,
+            mesh: mesh.into(),
+            name: name.into(),
+        })
     }
 
     /// The key of the Mesh resource itself.
@@ -74,7 +78,11 @@ impl ResourceKey {
 
     /// The smallest possible key of a kind (and mesh): start of a range, never the key of a resource.
     pub fn first(kind: Kind, mesh: &str) -> Self {
-        Self { kind, mesh: mesh.into(), name: "".into() }
+        Self {
+            kind,
+            mesh: mesh.into(),
+            name: "".into(),
+        }
     }
 
     /// The same identity under another name. Errors as [`ResourceKey::new`].
@@ -93,13 +101,21 @@ impl TryFrom<RawKey> for ResourceKey {
 
 impl From<ResourceKey> for RawKey {
     fn from(key: ResourceKey) -> Self {
-        Self { kind: key.kind, mesh: key.mesh.as_ref().into(), name: key.name.as_ref().into() }
+        Self {
+            kind: key.kind,
+            mesh: key.mesh.as_ref().into(),
+            name: key.name.as_ref().into(),
+        }
     }
 }
 
 impl fmt::Display for ResourceKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.mesh.is_empty() { write!(f, "{}/{}", self.kind, self.name) } else { write!(f, "{}/{}/{}", self.kind, self.mesh, self.name) }
+        if self.mesh.is_empty() {
+            write!(f, "{}/{}", self.kind, self.name)
+        } else {
+            write!(f, "{}/{}/{}", self.kind, self.mesh, self.name)
+        }
     }
 }
 
@@ -116,7 +132,9 @@ pub struct Timestamp(pub u64);
 impl Timestamp {
     /// The wall clock of this machine.
     pub fn now() -> Self {
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let since = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default();
         Self(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
     }
 
@@ -179,7 +197,9 @@ impl Resource {
 
     /// The name the user gave: label `kuma.io/display-name`, else the stored name.
     pub fn display_name(&self) -> &str {
-        self.label(labels::DISPLAY_NAME).filter(|n| !n.is_empty()).unwrap_or_else(|| self.name())
+        self.label(labels::DISPLAY_NAME)
+            .filter(|n| !n.is_empty())
+            .unwrap_or_else(|| self.name())
     }
 
     pub fn label(&self, key: &str) -> Option<&str> {

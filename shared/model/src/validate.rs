@@ -17,7 +17,10 @@ pub struct Violations(pub Vec<Violation>);
 
 impl Violations {
     pub fn add(&mut self, field: impl Into<String>, reason: impl Into<String>) {
-        self.0.push(Violation { field: field.into(), reason: reason.into() });
+        self.0.push(Violation {
+            field: field.into(),
+            reason: reason.into(),
+        });
     }
 
     pub fn is_empty(&self) -> bool {

@@ -44,7 +44,8 @@ pub enum Error {
 }
 
 fn message(full_name: &str) -> MessageDescriptor {
-    POOL.get_message_by_name(full_name).expect("the table of kinds names messages of our own .proto files")
+    POOL.get_message_by_name(full_name)
+        .expect("the table of kinds names messages of our own .proto files")
 }
 
 /// Protobuf JSON mapping of `json` as message `full_name`; unknown fields are ignored.
@@ -70,11 +71,24 @@ pub struct Incoming {
 }
 
 /// Encodes a resource. `labels` and `name` are those after the sender's mapping.
-pub fn encode(kind: Kind, mesh: &str, name: &str, labels: &Labels, spec: &Value, status: Option<&Value>) -> Result<Bytes, serde_json::Error> {
+pub fn encode(
+    kind: Kind,
+    mesh: &str,
+    name: &str,
+    labels: &Labels,
+    spec: &Value,
+    status: Option<&Value>,
+) -> Result<Bytes, serde_json::Error> {
     let any = |value: &Value| -> Result<prost_types::Any, serde_json::Error> {
         Ok(match kind.descriptor().encoding {
-            Encoding::Json => prost_types::Any { type_url: String::new(), value: serde_json::to_vec(value)? },
-            Encoding::Proto(name) => prost_types::Any { type_url: format!("{TYPE_PREFIX}{name}"), value: json_to_proto(name, value)? },
+            Encoding::Json => prost_types::Any {
+                type_url: String::new(),
+                value: serde_json::to_vec(value)?,
+            },
+            Encoding::Proto(name) => prost_types::Any {
+                type_url: format!("{TYPE_PREFIX}{name}"),
+                value: json_to_proto(name, value)?,
+            },
         })
     };
     let resource = KumaResource {
@@ -94,7 +108,10 @@ pub fn encode(kind: Kind, mesh: &str, name: &str, labels: &Labels, spec: &Value,
 /// the peer does not speak the protocol.
 pub fn decode(kind: Kind, type_url: &str, bytes: &[u8]) -> Result<Incoming, Error> {
     if type_url != RESOURCE_TYPE_URL {
-        return Err(Error::TypeUrl { got: type_url.chars().take(200).collect(), want: RESOURCE_TYPE_URL.into() });
+        return Err(Error::TypeUrl {
+            got: type_url.chars().take(200).collect(),
+            want: RESOURCE_TYPE_URL.into(),
+        });
     }
     let resource = KumaResource::decode(bytes)?;
     let meta = resource.meta.ok_or(Error::Missing("meta"))?;
@@ -108,7 +125,12 @@ pub fn decode(kind: Kind, type_url: &str, bytes: &[u8]) -> Result<Incoming, Erro
         _ => None,
     };
     let spec = (kind.descriptor().canonical)(spec).map_err(|source| Error::Invalid { key: key.clone(), source })?;
-    Ok(Incoming { key, labels: meta.labels.into_iter().collect(), spec, status })
+    Ok(Incoming {
+        key,
+        labels: meta.labels.into_iter().collect(),
+        spec,
+        status,
+    })
 }
 
 fn any_to_json(kind: Kind, any: &prost_types::Any) -> Result<Value, Error> {
@@ -117,7 +139,10 @@ fn any_to_json(kind: Kind, any: &prost_types::Any) -> Result<Value, Error> {
         Encoding::Proto(name) => {
             let want = format!("{TYPE_PREFIX}{name}");
             if any.type_url != want {
-                return Err(Error::TypeUrl { got: any.type_url.chars().take(200).collect(), want });
+                return Err(Error::TypeUrl {
+                    got: any.type_url.chars().take(200).collect(),
+                    want,
+                });
             }
             proto_to_json(name, &any.value)
         }
@@ -164,13 +189,19 @@ mod tests {
     fn an_empty_mesh_is_an_empty_message() {
         let bytes = encode(Kind::Mesh, "", "default", &Labels::new(), &json!({}), None).unwrap();
         let any = KumaResource::decode(bytes.as_ref()).unwrap().spec.unwrap();
-        assert_eq!((any.type_url.as_str(), any.value.len()), ("type.googleapis.com/kuma.mesh.v1alpha1.Mesh", 0));
+        assert_eq!(
+            (any.type_url.as_str(), any.value.len()),
+            ("type.googleapis.com/kuma.mesh.v1alpha1.Mesh", 0)
+        );
     }
 
     #[test]
     fn garbage_is_refused_with_a_typed_error() {
         assert!(matches!(decode(Kind::Mesh, "nonsense", b""), Err(Error::TypeUrl { .. })));
-        assert!(matches!(decode(Kind::Mesh, RESOURCE_TYPE_URL, b"\xff\xff\xff"), Err(Error::Decode(_))));
+        assert!(matches!(
+            decode(Kind::Mesh, RESOURCE_TYPE_URL, b"\xff\xff\xff"),
+            Err(Error::Decode(_))
+        ));
         assert!(matches!(decode(Kind::Mesh, RESOURCE_TYPE_URL, b""), Err(Error::Missing("meta"))));
     }
 

@@ -15,7 +15,9 @@ pub struct Listen {
 impl Listen {
     /// On every interface.
     pub fn everywhere(port: u16) -> Self {
-        Self { address: ([0, 0, 0, 0], port).into() }
+        Self {
+            address: ([0, 0, 0, 0], port).into(),
+        }
     }
 }
 
@@ -52,6 +54,8 @@ pub struct Tls {
 
 impl Tls {
     pub fn validate(&self, problems: &mut Problems) {
-        problems.check(self.cert_file.is_some() == self.key_file.is_some(), || "tls.cert_file and tls.key_file go together".into());
+        problems.check(self.cert_file.is_some() == self.key_file.is_some(), || {
+            "tls.cert_file and tls.key_file go together".into()
+        });
     }
 }

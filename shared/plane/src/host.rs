@@ -64,7 +64,9 @@ impl Host {
         let listener = bind(diagnostics_address, "diagnostics").await?;
         let router = diagnostics::router(readiness.clone(), registry.clone(), stages.clone());
         let serving = tasks.clone();
-        tasks.spawn("diagnostics", OnExit::Shutdown, move |cancel| serve::http(listener, router, Limits::default(), serving, cancel));
+        tasks.spawn("diagnostics", OnExit::Shutdown, move |cancel| {
+            serve::http(listener, router, Limits::default(), serving, cancel)
+        });
 
         fs::create_dir(&config.data_dir, 0o700).with_context(|| format!("data folder {}", config.data_dir.display()))?;
         let tls = match (&config.tls.cert_file, &config.tls.key_file) {
@@ -119,25 +121,39 @@ impl Host {
     pub async fn serve_api(&self, address: SocketAddr, site: Site, version: &str, config: serde_json::Value) -> Result<()> {
         let info = Info {
             hostname: hostname(),
-            version: if version.is_empty() { Info::DEFAULT_VERSION.to_owned() } else { version.to_owned() },
+            version: if version.is_empty() {
+                Info::DEFAULT_VERSION.to_owned()
+            } else {
+                version.to_owned()
+            },
             instance_id: self.instance_id.clone(),
             based_on_kuma: Some(BASED_ON_KUMA.to_owned()),
         };
         let api = Api::new(site, Arc::new(self.plane.clone()), info, config, self.stages.clone());
-        self.serve_https("api", address, ursa_rest::router(api), &["h2", "http/1.1"], Versions::Tls12AndTls13).await
+        self.serve_https("api", address, ursa_rest::router(api), &["h2", "http/1.1"], Versions::Tls12AndTls13)
+            .await
     }
 
     /// Serves a router over TLS with the host's certificate.
     ///
     /// # Errors
     /// The port is taken.
-    pub async fn serve_https(&self, name: &'static str, address: SocketAddr, router: Router, alpn: &[&str], versions: Versions) -> Result<()> {
+    pub async fn serve_https(
+        &self,
+        name: &'static str,
+        address: SocketAddr,
+        router: Router,
+        alpn: &[&str],
+        versions: Versions,
+    ) -> Result<()> {
         let listener = bind(address, name).await?;
         let limits = Limits::default();
         limits.metrics.register(&mut self.registry.lock(), name);
         let (tls, serving) = (self.tls.server_config_for(alpn, versions), self.tasks.clone());
         info!(server = name, address = %listener.local_addr().unwrap_or(address), "listening");
-        self.tasks.spawn(name, OnExit::Shutdown, move |cancel| serve::https(listener, tls, router, limits, serving, cancel));
+        self.tasks.spawn(name, OnExit::Shutdown, move |cancel| {
+            serve::https(listener, tls, router, limits, serving, cancel)
+        });
         Ok(())
     }
 
@@ -153,12 +169,21 @@ impl Host {
 }
 
 async fn bind(address: SocketAddr, what: &str) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address} for {what}; is another process there?"))
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address} for {what}; is another process there?"))
 }
 
 fn sans(config: &HostConfig) -> Vec<String> {
     let mut sans = tls::local_names();
-    sans.extend(config.addresses.iter().map(SocketAddr::ip).filter(|ip| !ip.is_unspecified()).map(|ip| ip.to_string()));
+    sans.extend(
+        config
+            .addresses
+            .iter()
+            .map(SocketAddr::ip)
+            .filter(|ip| !ip.is_unspecified())
+            .map(|ip| ip.to_string()),
+    );
     sans.extend(config.tls.extra_sans.iter().cloned());
     sans.sort();
     sans.dedup();
@@ -166,5 +191,8 @@ fn sans(config: &HostConfig) -> Vec<String> {
 }
 
 fn hostname() -> String {
-    tls::local_names().into_iter().find(|n| n != "localhost" && n.parse::<std::net::IpAddr>().is_err()).unwrap_or_else(|| "localhost".into())
+    tls::local_names()
+        .into_iter()
+        .find(|n| n != "localhost" && n.parse::<std::net::IpAddr>().is_err())
+        .unwrap_or_else(|| "localhost".into())
 }

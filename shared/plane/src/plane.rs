@@ -16,7 +16,11 @@ pub struct Plane {
 
 impl Plane {
     pub fn new(role: Role, store: Store) -> Self {
-        Self { role, store, observed: Observed::default() }
+        Self {
+            role,
+            store,
+            observed: Observed::default(),
+        }
     }
 
     /// Both tiers as KDS reads them.
@@ -30,7 +34,11 @@ impl Plane {
     /// The store's, but never [`Error::Rejected`].
     pub async fn propose(&self, set: Changeset) -> Result<Applied, Error> {
         match self.store.propose(set).await {
-            Err(Error::Rejected { op, reason, revision }) => Ok(Applied { revision, results: Vec::new(), rejected: Some((op, reason)) }),
+            Err(Error::Rejected { op, reason, revision }) => Ok(Applied {
+                revision,
+                results: Vec::new(),
+                rejected: Some((op, reason)),
+            }),
             other => other,
         }
     }
@@ -38,11 +46,18 @@ impl Plane {
 
 fn unavailable(error: Error) -> Unavailable {
     match error {
-        Error::NotLeader { leader, .. } => Unavailable { reason: "this node is not the leader", leader: leader.map(|id| id.to_string()) },
-        Error::Stopped(_) => Unavailable { reason: "the store has stopped", leader: None },
-        Error::Unavailable(_) | Error::Unknown(_) | Error::Rejected { .. } | Error::TooLarge { .. } | Error::Invalid(_) => {
-            Unavailable { reason: "the store has no quorum or did not answer in time", leader: None }
-        }
+        Error::NotLeader { leader, .. } => Unavailable {
+            reason: "this node is not the leader",
+            leader: leader.map(|id| id.to_string()),
+        },
+        Error::Stopped(_) => Unavailable {
+            reason: "the store has stopped",
+            leader: None,
+        },
+        Error::Unavailable(_) | Error::Unknown(_) | Error::Rejected { .. } | Error::TooLarge { .. } | Error::Invalid(_) => Unavailable {
+            reason: "the store has no quorum or did not answer in time",
+            leader: None,
+        },
     }
 }
 
@@ -53,7 +68,11 @@ impl Backend for Plane {
                 Freshness::Linearizable => self.store.read().await.map_err(unavailable)?,
                 Freshness::Stale => self.store.view(),
             };
-            Ok(Catalog { role: self.role, durable, observed: self.observed.view() })
+            Ok(Catalog {
+                role: self.role,
+                durable,
+                observed: self.observed.view(),
+            })
         })
     }
 
@@ -64,7 +83,12 @@ impl Backend for Plane {
         }
         let observed = self.observed.view();
         let seen = |zone: &str| ResourceKey::new(Kind::ZoneInsight, "", zone).is_ok_and(|key| observed.get(&key).is_some());
-        self.store.view().list(Kind::Zone).filter(|z| !seen(z.name())).filter_map(|z| z.name().parse().ok()).collect()
+        self.store
+            .view()
+            .list(Kind::Zone)
+            .filter(|z| !seen(z.name()))
+            .filter_map(|z| z.name().parse().ok())
+            .collect()
     }
 
     fn propose(&self, set: Changeset) -> BoxFuture<'_, Result<Applied, ProposeError>> {

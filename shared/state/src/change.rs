@@ -78,12 +78,18 @@ pub struct GlobalRevision {
 #[serde(tag = "command", rename_all = "snake_case")]
 pub enum Command {
     /// First entry of a store: names its history. Later ones change nothing.
-    Init { history: HistoryId },
+    Init {
+        history: HistoryId,
+    },
     Change(Changeset),
     /// Forget history below this revision.
-    Compact { floor: Revision },
+    Compact {
+        floor: Revision,
+    },
     /// Raise the feature level; lower ones change nothing.
-    RaiseFeatureLevel { level: u32 },
+    RaiseFeatureLevel {
+        level: u32,
+    },
 }
 
 /// How a changeset meets a bad op.
@@ -221,12 +227,24 @@ pub struct RevisionChanges {
 impl Changeset {
     /// An atomic set.
     pub fn atomic(id: RequestId, at: Timestamp, ops: Vec<Op>) -> Self {
-        Self { id, at, mode: Mode::Atomic, ops, ..Self::default() }
+        Self {
+            id,
+            at,
+            mode: Mode::Atomic,
+            ops,
+            ..Self::default()
+        }
     }
 
     /// A set of independent ops.
     pub fn each(id: RequestId, at: Timestamp, ops: Vec<Op>) -> Self {
-        Self { id, at, mode: Mode::Each, ops, ..Self::default() }
+        Self {
+            id,
+            at,
+            mode: Mode::Each,
+            ops,
+            ..Self::default()
+        }
     }
 }
 

@@ -15,7 +15,8 @@ pub mod view;
 
 pub use catalog::{Catalog, Role};
 pub use change::{
-    Applied, Change, Changeset, Command, Expect, GlobalRevision, HistoryId, Mode, Op, OpError, OpResult, Put, RequestId, Revision, RevisionChanges,
+    Applied, Change, Changeset, Command, Expect, GlobalRevision, HistoryId, Mode, Op, OpError, OpResult, Put, RequestId, Revision,
+    RevisionChanges,
 };
 pub use observed::{Observed, ObservedView};
 pub use state::{SnapshotError, State};

@@ -31,7 +31,8 @@ impl ObservedView {
 
     /// All of a kind in one mesh, ordered by name.
     pub fn list_in<'a>(&'a self, kind: Kind, mesh: &'a str) -> impl Iterator<Item = &'a Arc<Resource>> {
-        self.from(ResourceKey::first(kind, mesh)).take_while(move |r| r.kind() == kind && r.mesh() == mesh)
+        self.from(ResourceKey::first(kind, mesh))
+            .take_while(move |r| r.kind() == kind && r.mesh() == mesh)
     }
 
     fn from(&self, key: ResourceKey) -> impl Iterator<Item = &Arc<Resource>> {
@@ -42,7 +43,12 @@ impl ObservedView {
 /// One change of the observed tier.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Observation {
-    Put { key: ResourceKey, labels: Labels, spec: serde_json::Value, owner: Option<ResourceKey> },
+    Put {
+        key: ResourceKey,
+        labels: Labels,
+        spec: serde_json::Value,
+        owner: Option<ResourceKey>,
+    },
     Delete(ResourceKey),
 }
 

@@ -71,7 +71,10 @@ impl State {
     /// Applies the entry at `index`. An index that is not newer than the newest applied one changes nothing.
     pub fn apply(&mut self, index: u64, command: &Command) -> Applied {
         if index <= self.applied_index {
-            return Applied { revision: self.view.revision, ..Applied::default() };
+            return Applied {
+                revision: self.view.revision,
+                ..Applied::default()
+            };
         }
         self.applied_index = index;
         match command {
@@ -94,7 +97,10 @@ impl State {
     }
 
     fn nothing(&self) -> Applied {
-        Applied { revision: self.view.revision, ..Applied::default() }
+        Applied {
+            revision: self.view.revision,
+            ..Applied::default()
+        }
     }
 
     fn change(&mut self, index: u64, set: &Changeset) -> Applied {
@@ -125,7 +131,11 @@ impl State {
             }
         }
         let applied = if rejected.is_some() {
-            Applied { revision: self.view.revision, results: Vec::new(), rejected }
+            Applied {
+                revision: self.view.revision,
+                results: Vec::new(),
+                rejected,
+            }
         } else {
             let changes: Vec<Change> = touched
                 .into_iter()
@@ -137,21 +147,33 @@ impl State {
                 next.record(revision, at, set, changes);
                 *self = next;
             }
-            Applied { revision: self.view.revision, results, rejected: None }
+            Applied {
+                revision: self.view.revision,
+                results,
+                rejected: None,
+            }
         };
         self.remember(index, set.id, &applied);
         applied
     }
 
     fn record(&mut self, revision: Revision, at: Timestamp, set: &Changeset, changes: Vec<Change>) {
-        let entry = RevisionChanges { revision, at, global: set.global, actor: set.actor.clone(), changes };
+        let entry = RevisionChanges {
+            revision,
+            at,
+            global: set.global,
+            actor: set.actor.clone(),
+            changes,
+        };
         let view = &mut self.view;
         view.revision = revision;
         view.time = at;
         view.global = set.global.or(view.global);
         view.history.insert_mut(revision, Arc::new(entry));
         while view.history.size() > MAX_HISTORY {
-            let Some(oldest) = view.history.first().map(|(r, _)| *r) else { break };
+            let Some(oldest) = view.history.first().map(|(r, _)| *r) else {
+                break;
+            };
             view.history.remove_mut(&oldest);
             view.floor = view.floor.max(oldest);
         }
@@ -164,7 +186,9 @@ impl State {
         self.requests.insert_mut(id, Arc::new(applied.clone()));
         self.request_order.insert_mut(index, id);
         while self.request_order.size() > MAX_REQUESTS {
-            let Some((oldest, id)) = self.request_order.first().map(|(i, id)| (*i, *id)) else { break };
+            let Some((oldest, id)) = self.request_order.first().map(|(i, id)| (*i, *id)) else {
+                break;
+            };
             self.request_order.remove_mut(&oldest);
             self.requests.remove_mut(&id);
         }
@@ -186,7 +210,11 @@ impl State {
             (Expect::Absent, Some(_)) => Err(OpError::Exists(key.clone())),
             (Expect::Present | Expect::Version(_), None) => Err(OpError::Missing(key.clone())),
             (Expect::Version(want), Some(have)) if have.version == want => Ok(()),
-            (Expect::Version(want), Some(have)) => Err(OpError::Conflict { key: key.clone(), have: have.version, want }),
+            (Expect::Version(want), Some(have)) => Err(OpError::Conflict {
+                key: key.clone(),
+                have: have.version,
+                want,
+            }),
         }
     }
 
@@ -247,7 +275,9 @@ impl State {
         for _ in 0..MAX_CASCADE_DEPTH {
             let mut next = Vec::new();
             for key in level {
-                let Some(old) = self.view.objects.get(&key).cloned() else { continue };
+                let Some(old) = self.view.objects.get(&key).cloned() else {
+                    continue;
+                };
                 if let Some(owner) = &old.owner {
                     self.owned.remove_mut(&(owner.clone(), key.clone()));
                 }
@@ -266,7 +296,12 @@ impl State {
 
     fn owned_by(&self, owner: &ResourceKey) -> Vec<ResourceKey> {
         let start = (owner.clone(), ResourceKey::first(ursa_model::Kind::Mesh, ""));
-        self.owned.range(start..).map(|(pair, ())| pair).take_while(|(o, _)| o == owner).map(|(_, child)| child.clone()).collect()
+        self.owned
+            .range(start..)
+            .map(|(pair, ())| pair)
+            .take_while(|(o, _)| o == owner)
+            .map(|(_, child)| child.clone())
+            .collect()
     }
 
     /// Writes the snapshot document (JSON; the caller adds checksum and framing).
@@ -283,7 +318,11 @@ impl State {
             feature_level: self.feature_level,
             objects: self.view.objects.values().collect(),
             changes: self.view.history.values().collect(),
-            requests: self.request_order.iter().filter_map(|(i, id)| self.requests.get(id).map(|a| (*i, *id, a.as_ref()))).collect(),
+            requests: self
+                .request_order
+                .iter()
+                .filter_map(|(i, id)| self.requests.get(id).map(|a| (*i, *id, a.as_ref())))
+                .collect(),
         };
         serde_json::to_writer(out, &document).map_err(SnapshotError::Json)
     }
@@ -292,7 +331,10 @@ impl State {
     pub fn read_snapshot(input: impl io::Read) -> Result<Self, SnapshotError> {
         let document: Document = serde_json::from_reader(input).map_err(SnapshotError::Json)?;
         if document.format != SNAPSHOT_FORMAT {
-            return Err(SnapshotError::Format { found: document.format, known: SNAPSHOT_FORMAT });
+            return Err(SnapshotError::Format {
+                found: document.format,
+                known: SNAPSHOT_FORMAT,
+            });
         }
         let mut state = Self {
             view: View {
@@ -330,7 +372,9 @@ impl State {
 pub enum SnapshotError {
     #[error("snapshot document: {0}")]
     Json(serde_json::Error),
-    #[error("snapshot format {found} is not known here (this program knows {known}); use the program version that wrote it, or a newer one")]
+    #[error(
+        "snapshot format {found} is not known here (this program knows {known}); use the program version that wrote it, or a newer one"
+    )]
     Format { found: u32, known: u32 },
 }
 

@@ -45,7 +45,10 @@ impl View {
 
     /// Revision and history as a peer must hear them.
     pub fn at_global(&self) -> GlobalRevision {
-        GlobalRevision { history: self.history_id, revision: self.revision }
+        GlobalRevision {
+            history: self.history_id,
+            revision: self.revision,
+        }
     }
 
     /// When the newest changeset was proposed.
@@ -82,7 +85,8 @@ impl View {
 
     /// All of a kind in one mesh, ordered by name.
     pub fn list_in<'a>(&'a self, kind: Kind, mesh: &'a str) -> impl Iterator<Item = &'a Arc<Resource>> {
-        self.from(ResourceKey::first(kind, mesh)).take_while(move |r| r.kind() == kind && r.mesh() == mesh)
+        self.from(ResourceKey::first(kind, mesh))
+            .take_while(move |r| r.kind() == kind && r.mesh() == mesh)
     }
 
     fn from(&self, key: ResourceKey) -> impl Iterator<Item = &Arc<Resource>> {
@@ -97,7 +101,10 @@ impl View {
     /// What changed after `revision`, oldest first. Errors when that is no longer kept.
     pub fn changes_since(&self, revision: Revision) -> Result<impl Iterator<Item = &Arc<RevisionChanges>>, Compacted> {
         if revision < self.floor {
-            return Err(Compacted { asked: revision, oldest: self.floor });
+            return Err(Compacted {
+                asked: revision,
+                oldest: self.floor,
+            });
         }
         Ok(self.history.range((Bound::Excluded(revision), Bound::Unbounded)).map(|(_, c)| c))
     }
@@ -123,7 +130,12 @@ impl View {
         } else {
             view.revision = self.revision.min(revision);
         }
-        view.global = view.history.values().rev().find_map(|c| c.global).or(if view.revision == self.revision { self.global } else { None });
+        view.global = view
+            .history
+            .values()
+            .rev()
+            .find_map(|c| c.global)
+            .or(if view.revision == self.revision { self.global } else { None });
         Ok(view)
     }
 }

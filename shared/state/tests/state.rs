@@ -4,7 +4,9 @@
 use proptest::prelude::*;
 use serde_json::json;
 use ursa_model::{Kind, Labels, ResourceKey, Timestamp};
-use ursa_state::{Applied, Changeset, Command, Expect, GlobalRevision, HistoryId, Mode, Op, OpError, OpResult, Put, RequestId, State, View};
+use ursa_state::{
+    Applied, Changeset, Command, Expect, GlobalRevision, HistoryId, Mode, Op, OpError, OpResult, Put, RequestId, State, View,
+};
 
 fn key(kind: Kind, mesh: &str, name: &str) -> ResourceKey {
     ResourceKey::new(kind, mesh, name).unwrap()
@@ -12,7 +14,14 @@ fn key(kind: Kind, mesh: &str, name: &str) -> ResourceKey {
 
 fn put(key: ResourceKey, value: u64, expect: Expect) -> Op {
     let owner = (!key.mesh().is_empty()).then(|| ResourceKey::mesh_itself(key.mesh()).unwrap());
-    Op::Put(Put { key, labels: Labels::new(), spec: json!({ "value": value }), status: None, owner, expect })
+    Op::Put(Put {
+        key,
+        labels: Labels::new(),
+        spec: json!({ "value": value }),
+        status: None,
+        owner,
+        expect,
+    })
 }
 
 fn mesh(name: &str) -> Op {
@@ -26,7 +35,10 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
-        let mut node = Self { state: State::default(), index: 0 };
+        let mut node = Self {
+            state: State::default(),
+            index: 0,
+        };
         node.run(Command::Init { history: HistoryId(7) });
         node
     }
@@ -51,7 +63,10 @@ fn a_bad_op_rejects_an_atomic_set_whole_and_only_itself_otherwise() {
     assert_eq!(rejected.rejected, Some((1, OpError::Missing(service.clone()))));
     assert_eq!((node.state.view().len(), rejected.revision), (0, 0));
 
-    let set = Changeset { mode: Mode::Each, ..Changeset::atomic(RequestId(1), Timestamp(1), ops()) };
+    let set = Changeset {
+        mode: Mode::Each,
+        ..Changeset::atomic(RequestId(1), Timestamp(1), ops())
+    };
     let each = node.run(Command::Change(set));
     assert_eq!(each.results, [OpResult::Created, OpResult::Refused(OpError::Missing(service))]);
     assert_eq!((node.state.view().len(), each.revision), (1, node.index));
@@ -70,18 +85,43 @@ fn a_retry_gets_the_first_result_and_changes_nothing() {
 #[test]
 fn deleting_an_owner_takes_everything_below_it() {
     let mut node = Node::new();
-    let address = Put { owner: Some(key(Kind::Dataplane, "m", "ingress")), ..bare(key(Kind::MeshZoneAddress, "m", "ingress")) };
-    node.atomic(vec![mesh("m"), mesh("n"), put(key(Kind::Dataplane, "m", "ingress"), 1, Expect::Any), Op::Put(address)]);
+    let address = Put {
+        owner: Some(key(Kind::Dataplane, "m", "ingress")),
+        ..bare(key(Kind::MeshZoneAddress, "m", "ingress"))
+    };
+    node.atomic(vec![
+        mesh("m"),
+        mesh("n"),
+        put(key(Kind::Dataplane, "m", "ingress"), 1, Expect::Any),
+        Op::Put(address),
+    ]);
     node.atomic(vec![put(key(Kind::Dataplane, "n", "other"), 1, Expect::Any)]);
     let gone = node.atomic(vec![Op::delete(key(Kind::Mesh, "", "m"))]);
     assert_eq!(gone.results, [OpResult::Deleted(3)]);
     let left: Vec<String> = node.state.view().iter().map(|r| r.key.to_string()).collect();
     assert_eq!(left, ["Mesh/n", "Dataplane/n/other"]);
-    assert_eq!(node.state.view().changes_since(gone.revision - 1).unwrap().next().unwrap().changes.len(), 3);
+    assert_eq!(
+        node.state
+            .view()
+            .changes_since(gone.revision - 1)
+            .unwrap()
+            .next()
+            .unwrap()
+            .changes
+            .len(),
+        3
+    );
 }
 
 fn bare(key: ResourceKey) -> Put {
-    Put { key, labels: Labels::new(), spec: json!({}), status: None, owner: None, expect: Expect::Any }
+    Put {
+        key,
+        labels: Labels::new(),
+        spec: json!({}),
+        status: None,
+        owner: None,
+        expect: Expect::Any,
+    }
 }
 
 #[test]
@@ -95,10 +135,16 @@ fn an_owner_must_exist_also_within_the_set() {
 fn versions_count_and_status_stays_unless_given() {
     let mut node = Node::new();
     let k = key(Kind::Mesh, "", "m");
-    node.atomic(vec![Op::Put(Put { status: Some(json!({"s": 1})), ..bare(k.clone()) })]);
+    node.atomic(vec![Op::Put(Put {
+        status: Some(json!({"s": 1})),
+        ..bare(k.clone())
+    })]);
     node.atomic(vec![put(k.clone(), 2, Expect::Version(1))]);
     let r = node.state.view().get(&k).unwrap();
-    assert_eq!((r.version, r.status.clone(), r.create_revision < r.mod_revision), (2, Some(json!({"s": 1})), true));
+    assert_eq!(
+        (r.version, r.status.clone(), r.create_revision < r.mod_revision),
+        (2, Some(json!({"s": 1})), true)
+    );
     let conflict = node.atomic(vec![put(k.clone(), 3, Expect::Version(1))]);
     assert_eq!(conflict.rejected, Some((0, OpError::Conflict { key: k, have: 2, want: 1 })));
 }
@@ -122,8 +168,14 @@ fn time_never_goes_back() {
 #[test]
 fn a_global_revision_moves_even_without_ops() {
     let mut node = Node::new();
-    let mark = GlobalRevision { history: HistoryId(9), revision: 40 };
-    let set = Changeset { global: Some(mark), ..Changeset::each(RequestId(3), Timestamp(1), vec![]) };
+    let mark = GlobalRevision {
+        history: HistoryId(9),
+        revision: 40,
+    };
+    let set = Changeset {
+        global: Some(mark),
+        ..Changeset::each(RequestId(3), Timestamp(1), vec![])
+    };
     node.run(Command::Change(set));
     assert_eq!(node.state.view().global(), Some(mark));
 }
@@ -171,7 +223,10 @@ fn arb_op() -> impl Strategy<Value = Op> {
 fn arb_command() -> impl Strategy<Value = Command> {
     let set = (0..40u128, 0..100u64, any::<bool>(), prop::collection::vec(arb_op(), 0..5)).prop_map(|(id, at, atomic, ops)| {
         let mode = if atomic { Mode::Atomic } else { Mode::Each };
-        Command::Change(Changeset { mode, ..Changeset::atomic(RequestId(id), Timestamp(at), ops) })
+        Command::Change(Changeset {
+            mode,
+            ..Changeset::atomic(RequestId(id), Timestamp(at), ops)
+        })
     });
     prop_oneof![20 => set, 1 => (0..30u64).prop_map(|floor| Command::Compact { floor })]
 }

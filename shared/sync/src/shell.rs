@@ -14,7 +14,7 @@ use ursa_runtime::{
     backoff::Backoff,
     lease::{Deadline, within},
 };
-use ursa_state::{Applied, Catalog, Changeset, Mode, Op, OpResult, RequestId};
+use ursa_state::{Applied, Catalog, Changeset, GlobalRevision, Mode, Op, OpResult, RequestId};
 
 use crate::{
     distribution::Distribution,
@@ -235,11 +235,6 @@ async fn stored(storing: &mut Option<BoxFuture<'static, Outcome>>) -> Outcome {
     }
 }
 
-/// A fresh request id.
-pub(crate) fn request_id() -> RequestId {
-    RequestId(uuid::Uuid::new_v4().as_u128())
-}
-
 /// Proposes until it is known to be stored; the same id makes a repeat harmless. Cancellation ends it after the running attempt.
 pub(crate) async fn propose(sink: &dyn Sink, set: Changeset, cancel: &CancellationToken) -> Result<Applied, SinkError> {
     let mut backoff = Backoff::new(PROPOSE.0, PROPOSE.1);
@@ -261,8 +256,9 @@ pub(crate) async fn propose(sink: &dyn Sink, set: Changeset, cancel: &Cancellati
 
 /// A changeset of independent ops, as of now.
 pub(crate) fn changeset(ops: Vec<Op>, actor: &str) -> Changeset {
+    let id = RequestId(uuid::Uuid::new_v4().as_u128());
     Changeset {
-        id: request_id(),
+        id,
         at: Timestamp::now(),
         mode: Mode::Each,
         ops,
@@ -271,13 +267,43 @@ pub(crate) fn changeset(ops: Vec<Op>, actor: &str) -> Changeset {
     }
 }
 
-/// What the store refused of `ops`.
-pub(crate) fn refused(ops: &[Op], applied: &Applied) -> Vec<(ResourceKey, String)> {
-    let refused = |(op, result): (&Op, &OpResult)| match result {
-        OpResult::Refused(why) => Some((op.key().clone(), why.to_string())),
-        _ => None,
-    };
-    ops.iter().zip(&applied.results).filter_map(refused).collect()
+/// Stores a batch's ops, piece by piece; the last piece carries `global`. What the store will never take is found by halving and
+/// refused alone, so that one resource that is too large does not stop the others for ever.
+pub(crate) async fn store(
+    sink: &dyn Sink,
+    pieces: Vec<Vec<Op>>,
+    global: Option<GlobalRevision>,
+    actor: &str,
+    cancel: &CancellationToken,
+) -> Outcome {
+    let mut todo = VecDeque::from(pieces);
+    if todo.is_empty() && global.is_some() {
+        todo.push_back(Vec::new());
+    }
+    let mut refused = Vec::new();
+    while let Some(mut ops) = todo.pop_front() {
+        let mut set = changeset(ops.clone(), actor);
+        set.global = global.filter(|_| todo.is_empty());
+        match propose(sink, set, cancel).await {
+            Ok(applied) => refused.extend(ops.iter().zip(&applied.results).filter_map(|(op, result)| match result {
+                OpResult::Refused(why) => Some((op.key().clone(), why.to_string())),
+                _ => None,
+            })),
+            Err(SinkError::Refused(why)) if ops.len() == 1 => {
+                refused.extend(ops.first().map(|op| (op.key().clone(), why)));
+                if todo.is_empty() && global.is_some() {
+                    todo.push_back(Vec::new());
+                }
+            }
+            Err(SinkError::Refused(_)) if ops.len() > 1 => {
+                let second = ops.split_off(ops.len() / 2);
+                todo.push_front(second);
+                todo.push_front(ops);
+            }
+            Err(err) => return Err(err.to_string()),
+        }
+    }
+    Ok(refused)
 }
 
 /// Waits for the read barrier.

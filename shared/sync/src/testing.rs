@@ -10,7 +10,7 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 use tokio::sync::{RwLock, watch};
 use ursa_model::{Kind, Labels, Resource, ResourceKey, Timestamp, labels};
-use ursa_state::{Applied, Catalog, Changeset, Command, HistoryId, Observed, Op, Put, RequestId, Role, State, View};
+use ursa_state::{Applied, Catalog, Changeset, Command, GlobalRevision, HistoryId, Mode, Observed, Op, Put, RequestId, Role, State, View};
 
 /// Both tiers of one control plane.
 #[derive(Clone)]
@@ -46,6 +46,17 @@ pub fn put_op(key: ResourceKey, labels: Labels, spec: Value) -> Op {
         owner: None,
         expect: Default::default(),
     })
+}
+
+/// A changeset as sync makes them.
+pub fn each(ops: Vec<Op>, global: Option<GlobalRevision>) -> Changeset {
+    Changeset {
+        mode: Mode::Each,
+        ops,
+        global,
+        at: Timestamp(1),
+        ..Changeset::default()
+    }
 }
 
 impl Memory {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
-use testing::{Memory, key, labels_of};
+use testing::{Memory, each, key, labels_of};
 use ursa_model::{
     Kind, Labels, ResourceKey, Timestamp,
     kind::ALL,
@@ -16,7 +16,7 @@ use ursa_model::{
     wire,
 };
 use ursa_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use ursa_state::{GlobalRevision, HistoryId, OpResult, RequestId, Role, observed::Observation};
+use ursa_state::{GlobalRevision, HistoryId, OpResult, Role, observed::Observation};
 use ursa_sync::{
     PROGRESS_TYPE_URL,
     distribution::{Distribution, Distributor},
@@ -397,9 +397,9 @@ impl Link {
     fn stored(&mut self) {
         let Some(batch) = self.storing.take() else { return };
         let mut refused = Vec::new();
-        if let Some(set) = batch.changeset(RequestId(0), Timestamp(1), "") {
-            let ops = set.ops.clone();
-            let applied = self.target.change(set);
+        if !batch.ops.is_empty() || batch.global.is_some() {
+            let ops = &batch.ops;
+            let applied = self.target.change(each(ops.clone(), batch.global));
             for (op, result) in ops.iter().zip(&applied.results) {
                 if let OpResult::Refused(why) = result {
                     refused.push((op.key().clone(), why.to_string()));

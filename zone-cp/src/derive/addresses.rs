@@ -23,21 +23,40 @@ pub struct Advertised {
 }
 
 /// Ops that publish what connected ingresses advertise. Empty when they already agree.
-pub fn wanted(world: &World, mesh: &MeshWorld, view: &View, advertised: &BTreeMap<ProxyId, Advertised>, problems: &mut Vec<String>) -> Vec<Op> {
+pub fn wanted(
+    world: &World,
+    mesh: &MeshWorld,
+    view: &View,
+    advertised: &BTreeMap<ProxyId, Advertised>,
+    problems: &mut Vec<String>,
+) -> Vec<Op> {
     let mut ops = Vec::new();
     for (proxy, advertised) in advertised.iter().filter(|(p, _)| p.mesh == mesh.mesh) {
-        let Some(dataplane) = mesh.dataplanes.get(&proxy.name) else { continue };
-        if !dataplane.spec.networking.listeners.iter().any(|l| l.kind == ListenerType::ZoneIngress) {
+        let Some(dataplane) = mesh.dataplanes.get(&proxy.name) else {
+            continue;
+        };
+        if !dataplane
+            .spec
+            .networking
+            .listeners
+            .iter()
+            .any(|l| l.kind == ListenerType::ZoneIngress)
+        {
             continue;
         }
-        let spec = MeshZoneAddress { address: advertised.address.clone(), port: advertised.port };
+        let spec = MeshZoneAddress {
+            address: advertised.address.clone(),
+            port: advertised.port,
+        };
         let mut found = Violations::default();
         spec.validate(&mut found);
         if !found.is_empty() {
             problems.push(format!("{proxy} advertises an unusable address: {found}"));
             continue;
         }
-        let Ok(key) = ResourceKey::new(Kind::MeshZoneAddress, &mesh.mesh, &proxy.name) else { continue };
+        let Ok(key) = ResourceKey::new(Kind::MeshZoneAddress, &mesh.mesh, &proxy.name) else {
+            continue;
+        };
         let Ok(spec) = serde_json::to_value(spec) else { continue };
         let wanted_labels = Labels::from([
             (labels::DISPLAY_NAME.into(), proxy.name.as_ref().into()),
@@ -53,7 +72,14 @@ pub fn wanted(world: &World, mesh: &MeshWorld, view: &View, advertised: &BTreeMa
             _ => {}
         }
         let owner = Some(dataplane.resource.key.clone());
-        ops.push(Op::Put(Put { key, labels: wanted_labels, spec, status: None, owner, expect: Expect::Any }));
+        ops.push(Op::Put(Put {
+            key,
+            labels: wanted_labels,
+            spec,
+            status: None,
+            owner,
+            expect: Expect::Any,
+        }));
     }
     ops
 }

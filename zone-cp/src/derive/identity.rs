@@ -29,7 +29,11 @@ pub enum Error {
     #[error("path of MeshIdentity {identity}: {source}")]
     Path { identity: String, source: template::Error },
     #[error("MeshIdentity {identity} gives {id:?}, which is no SPIFFE id (does the Dataplane carry the label kuma.io/workload?): {source}")]
-    Invalid { identity: String, id: String, source: ursa_pki::spiffe::Error },
+    Invalid {
+        identity: String,
+        id: String,
+        source: ursa_pki::spiffe::Error,
+    },
 }
 
 /// Whether the identity selects a Dataplane with these labels. An absent selector selects nothing, empty labels select all.
@@ -49,24 +53,39 @@ pub fn of_proxy<'a>(mesh: &'a MeshWorld, dataplane: &Parsed<Dataplane>) -> Vec<&
         .filter(|i| selects(&i.spec, dataplane.resource.display_name(), &dataplane.resource.labels))
         .collect();
     let specificity = |i: &Parsed<MeshIdentity>| {
-        i.spec.selector.as_ref().and_then(|s| s.dataplane.as_ref()).map_or(0, |d| d.match_labels.len())
+        i.spec
+            .selector
+            .as_ref()
+            .and_then(|s| s.dataplane.as_ref())
+            .map_or(0, |d| d.match_labels.len())
     };
-    found.sort_by(|a, b| specificity(b).cmp(&specificity(a)).then_with(|| a.resource.name().cmp(b.resource.name())));
+    found.sort_by(|a, b| {
+        specificity(b)
+            .cmp(&specificity(a))
+            .then_with(|| a.resource.name().cmp(b.resource.name()))
+    });
     found
 }
 
 /// The trust domain that an identity has in this zone.
 pub fn trust_domain(identity: &Parsed<MeshIdentity>, zone: &str) -> Result<String, Error> {
     let r = &identity.resource;
-    let text = identity.spec.spiffe_id.as_ref().and_then(|s| s.trust_domain.as_deref()).unwrap_or(DEFAULT_TRUST_DOMAIN);
+    let text = identity
+        .spec
+        .spiffe_id
+        .as_ref()
+        .and_then(|s| s.trust_domain.as_deref())
+        .unwrap_or(DEFAULT_TRUST_DOMAIN);
     let zone = r.zone().unwrap_or(zone);
     let value = |name: &str| match name {
         "Mesh" => Some(r.mesh().to_owned()),
         "Zone" => Some(zone.to_owned()),
         _ => None,
     };
-    template::render(text, value, |key| r.label(key).map(str::to_owned))
-        .map_err(|source| Error::TrustDomain { identity: r.name().to_owned(), source })
+    template::render(text, value, |key| r.label(key).map(str::to_owned)).map_err(|source| Error::TrustDomain {
+        identity: r.name().to_owned(),
+        source,
+    })
 }
 
 /// The SPIFFE id that an identity gives a proxy.
@@ -74,7 +93,12 @@ pub fn spiffe_id(identity: &Parsed<MeshIdentity>, zone: &str, dataplane: &Parsed
     let name = identity.resource.name();
     let domain = trust_domain(identity, zone)?;
     let d = &dataplane.resource;
-    let text = identity.spec.spiffe_id.as_ref().and_then(|s| s.path.as_deref()).unwrap_or(DEFAULT_PATH);
+    let text = identity
+        .spec
+        .spiffe_id
+        .as_ref()
+        .and_then(|s| s.path.as_deref())
+        .unwrap_or(DEFAULT_PATH);
     let label = |key: &str| d.label(key).map(str::to_owned);
     let value = |name: &str| match name {
         "TrustDomain" => Some(domain.clone()),
@@ -83,21 +107,35 @@ pub fn spiffe_id(identity: &Parsed<MeshIdentity>, zone: &str, dataplane: &Parsed
         "Workload" => Some(label(labels::WORKLOAD).unwrap_or_default()),
         _ => None,
     };
-    let path = template::render(text, value, label).map_err(|source| Error::Path { identity: name.to_owned(), source })?;
+    let path = template::render(text, value, label).map_err(|source| Error::Path {
+        identity: name.to_owned(),
+        source,
+    })?;
     let id = format!("spiffe://{domain}{path}");
-    id.parse().map_err(|source| Error::Invalid { identity: name.to_owned(), id, source })
+    id.parse().map_err(|source| Error::Invalid {
+        identity: name.to_owned(),
+        id,
+        source,
+    })
 }
 
 /// Whether the path names the workload, so that the proxy's token must be bound to one (dataplane.md 1.6).
 pub fn uses_workload(identity: &MeshIdentity) -> bool {
-    identity.spiffe_id.as_ref().and_then(|s| s.path.as_deref()).unwrap_or(DEFAULT_PATH).contains(".Workload")
+    identity
+        .spiffe_id
+        .as_ref()
+        .and_then(|s| s.path.as_deref())
+        .unwrap_or(DEFAULT_PATH)
+        .contains(".Workload")
 }
 
 /// The identity's CA is made and kept by this zone.
 pub fn generates_ca(identity: &MeshIdentity) -> bool {
     identity.provider.as_ref().is_some_and(|p| {
         p.kind == ProviderType::Bundled
-            && p.bundled.as_ref().is_some_and(|b| b.ca.is_none() && b.autogenerate.as_ref().is_some_and(|a| a.enabled == Some(true)))
+            && p.bundled
+                .as_ref()
+                .is_some_and(|b| b.ca.is_none() && b.autogenerate.as_ref().is_some_and(|a| a.enabled == Some(true)))
     })
 }
 

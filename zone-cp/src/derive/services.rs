@@ -9,7 +9,8 @@ use ursa_model::{
     kind::{
         dataplane::Dataplane,
         mesh_service::{
-            Identity, IdentityType, LabelSelector, MeshService, MeshServiceStatus, Port, ProxyCounts, Selector, ServiceState, TargetPort, TlsReadiness,
+            Identity, IdentityType, LabelSelector, MeshService, MeshServiceStatus, Port, ProxyCounts, Selector, ServiceState, TargetPort,
+            TlsReadiness,
         },
     },
     labels,
@@ -30,16 +31,29 @@ const GRACE_MS: u64 = 3_600_000;
 /// Ops that bring the derived MeshServices of a mesh to what its Dataplanes say. Empty when they already agree.
 pub fn wanted(world: &World, mesh: &MeshWorld, now: Timestamp, problems: &mut Vec<String>) -> Vec<Op> {
     let mut by_workload: BTreeMap<&str, Vec<&Arc<Parsed<Dataplane>>>> = BTreeMap::new();
-    for dataplane in mesh.dataplanes.values().filter(|d| !d.spec.is_zone_proxy() && d.spec.networking.gateway.is_none()) {
-        let Some(workload) = dataplane.resource.label(labels::WORKLOAD) else { continue };
+    for dataplane in mesh
+        .dataplanes
+        .values()
+        .filter(|d| !d.spec.is_zone_proxy() && d.spec.networking.gateway.is_none())
+    {
+        let Some(workload) = dataplane.resource.label(labels::WORKLOAD) else {
+            continue;
+        };
         if is_dns1035_label(workload) {
             by_workload.entry(workload).or_default().push(dataplane);
         } else {
-            problems.push(format!("{}: workload {workload:?} is no RFC 1035 label, it gets no MeshService", dataplane.resource.key));
+            problems.push(format!(
+                "{}: workload {workload:?} is no RFC 1035 label, it gets no MeshService",
+                dataplane.resource.key
+            ));
         }
     }
-    let existing: BTreeMap<&str, &Arc<Parsed<MeshService>>> =
-        mesh.services.iter().filter(|s| is_local(&s.resource)).map(|s| (s.resource.name(), s)).collect();
+    let existing: BTreeMap<&str, &Arc<Parsed<MeshService>>> = mesh
+        .services
+        .iter()
+        .filter(|s| is_local(&s.resource))
+        .map(|s| (s.resource.name(), s))
+        .collect();
     let mut ops = Vec::new();
     for (workload, dataplanes) in &by_workload {
         let stored = existing.get(workload).copied();
@@ -56,7 +70,13 @@ pub fn wanted(world: &World, mesh: &MeshWorld, now: Timestamp, problems: &mut Ve
     ops
 }
 
-fn service(world: &World, mesh: &MeshWorld, workload: &str, dataplanes: &[&Arc<Parsed<Dataplane>>], stored: Option<&Arc<Parsed<MeshService>>>) -> Option<Op> {
+fn service(
+    world: &World,
+    mesh: &MeshWorld,
+    workload: &str,
+    dataplanes: &[&Arc<Parsed<Dataplane>>],
+    stored: Option<&Arc<Parsed<MeshService>>>,
+) -> Option<Op> {
     // The stored ports stay while some proxy still has them; otherwise the first proxy decides.
     let ports_of = |d: &Parsed<Dataplane>| -> Vec<Port> { d.spec.networking.inbound.iter().map(port).collect() };
     let ports = stored
@@ -79,24 +99,49 @@ fn service(world: &World, mesh: &MeshWorld, workload: &str, dataplanes: &[&Arc<P
         }
         all_have_identity &= trusted;
     }
-    let available = matched.iter().any(|d| !d.spec.networking.inbound.is_empty() && d.spec.networking.inbound.iter().all(|i| i.is_ready()));
+    let available = matched
+        .iter()
+        .any(|d| !d.spec.networking.inbound.is_empty() && d.spec.networking.inbound.iter().all(|i| i.is_ready()));
     let spec = MeshService {
-        state: if available { ServiceState::Available } else { ServiceState::Unavailable },
+        state: if available {
+            ServiceState::Available
+        } else {
+            ServiceState::Unavailable
+        },
         selector: Selector {
             dataplane_ref: None,
-            dataplane_labels: Some(LabelSelector { match_labels: Labels::from([(labels::WORKLOAD.into(), workload.into())]) }),
+            dataplane_labels: Some(LabelSelector {
+                match_labels: Labels::from([(labels::WORKLOAD.into(), workload.into())]),
+            }),
         },
         ports,
-        identities: ids.into_iter().map(|value| Identity { kind: IdentityType::SpiffeId, value }).collect(),
+        identities: ids
+            .into_iter()
+            .map(|value| Identity {
+                kind: IdentityType::SpiffeId,
+                value,
+            })
+            .collect(),
     };
     let old: MeshServiceStatus = stored.and_then(|s| s.resource.status().ok()).unwrap_or_default();
     // A one-way latch while an identity exists: a proxy that joins without a certificate must not turn TLS off for the others.
     let latched = old.tls.status == Some(TlsReadiness::Ready) && !mesh.identities.is_empty();
     let mut status = old.clone();
     // What is connected changes with every stream and would cost an entry each time; these change with the Dataplanes.
-    let ready = dataplanes.iter().filter(|d| d.spec.networking.inbound.iter().all(|i| i.is_ready())).count();
-    status.dataplane_proxies = ProxyCounts { connected: None, healthy: u32::try_from(ready).ok(), total: u32::try_from(dataplanes.len()).ok() };
-    status.tls.status = Some(if latched || all_have_identity { TlsReadiness::Ready } else { TlsReadiness::NotReady });
+    let ready = dataplanes
+        .iter()
+        .filter(|d| d.spec.networking.inbound.iter().all(|i| i.is_ready()))
+        .count();
+    status.dataplane_proxies = ProxyCounts {
+        connected: None,
+        healthy: u32::try_from(ready).ok(),
+        total: u32::try_from(dataplanes.len()).ok(),
+    };
+    status.tls.status = Some(if latched || all_have_identity {
+        TlsReadiness::Ready
+    } else {
+        TlsReadiness::NotReady
+    });
 
     let wanted_labels = Labels::from([
         (labels::DISPLAY_NAME.into(), workload.into()),
@@ -116,7 +161,14 @@ fn service(world: &World, mesh: &MeshWorld, workload: &str, dataplanes: &[&Arc<P
     }
     let key = ResourceKey::new(Kind::MeshService, &mesh.mesh, workload).ok()?;
     let owner = ResourceKey::mesh_itself(&mesh.mesh).ok();
-    Some(Op::Put(Put { key, labels: wanted_labels, spec, status: serde_json::to_value(status).ok(), owner, expect: Expect::Any }))
+    Some(Op::Put(Put {
+        key,
+        labels: wanted_labels,
+        spec,
+        status: serde_json::to_value(status).ok(),
+        owner,
+        expect: Expect::Any,
+    }))
 }
 
 fn port(inbound: &ursa_model::kind::dataplane::Inbound) -> Port {
@@ -135,10 +187,20 @@ fn without_proxies(stored: &Parsed<MeshService>, now: Timestamp) -> Option<Op> {
         Some(since) if now.0.saturating_sub(since) >= GRACE_MS => Some(Op::delete(r.key.clone())),
         Some(_) => None,
         None => {
-            let spec = MeshService { state: ServiceState::Unavailable, ..stored.spec.clone() };
+            let spec = MeshService {
+                state: ServiceState::Unavailable,
+                ..stored.spec.clone()
+            };
             let mut labels = r.labels.clone();
             labels.insert(labels::DELETION_GRACE.into(), now.0.to_string());
-            Some(Op::Put(Put { key: r.key.clone(), labels, spec: serde_json::to_value(spec).ok()?, status: None, owner: None, expect: Expect::Present }))
+            Some(Op::Put(Put {
+                key: r.key.clone(),
+                labels,
+                spec: serde_json::to_value(spec).ok()?,
+                status: None,
+                owner: None,
+                expect: Expect::Present,
+            }))
         }
     }
 }

@@ -56,7 +56,10 @@ mod tests {
     fn variables_and_labels() {
         let value = |name: &str| (name == "Mesh").then(|| "default".to_owned());
         let label = |key: &str| (key == "team").then(|| "pay".to_owned());
-        assert_eq!(render("{{ .Mesh }}.{{label \"team\"}}.local", value, label).unwrap(), "default.pay.local");
+        assert_eq!(
+            render("{{ .Mesh }}.{{label \"team\"}}.local", value, label).unwrap(),
+            "default.pay.local"
+        );
         assert_eq!(render("plain", value, label).unwrap(), "plain");
         assert!(matches!(render("{{ .Zone }}", value, label), Err(Error::Unknown(_))));
         assert!(matches!(render("{{ label \"x\" }}", value, label), Err(Error::NoLabel(_))));

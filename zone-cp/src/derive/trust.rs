@@ -33,7 +33,10 @@ pub fn stored_ca(view: &View, identity: &Parsed<MeshIdentity>) -> Option<CaMater
         let key = ResourceKey::new(Kind::Secret, identity.resource.mesh(), name).ok()?;
         view.get(&key)?.spec::<Secret>().ok()?.text()
     };
-    Some(CaMaterial { cert_pem: text(&cert)?, key_pem: text(&key)? })
+    Some(CaMaterial {
+        cert_pem: text(&cert)?,
+        key_pem: text(&key)?,
+    })
 }
 
 /// Identities of a mesh whose CA this zone has yet to make.
@@ -47,13 +50,19 @@ pub fn missing<'a>(world: &World, mesh: &'a MeshWorld, view: &View, problems: &m
         let (cert, key) = identity::ca_secret_names(identity);
         let exists = |name: &str| ResourceKey::new(Kind::Secret, identity.resource.mesh(), name).is_ok_and(|key| view.get(&key).is_some());
         if exists(&cert) || exists(&key) {
-            problems.push(format!("{}: secrets {cert} and {key} are no complete CA; restore them, or delete both for a new CA", identity.resource.key));
+            problems.push(format!(
+                "{}: secrets {cert} and {key} are no complete CA; restore them, or delete both for a new CA",
+                identity.resource.key
+            ));
             continue;
         }
         match identity::trust_domain(identity, world.zone.as_str()) {
             Ok(text) => match text.parse() {
                 Ok(trust_domain) => out.push(Missing { identity, trust_domain }),
-                Err(err) => problems.push(format!("MeshIdentity {}: {text:?} is no trust domain: {err}", identity.resource.name())),
+                Err(err) => problems.push(format!(
+                    "MeshIdentity {}: {text:?} is no trust domain: {err}",
+                    identity.resource.name()
+                )),
             },
             Err(err) => problems.push(err.to_string()),
         }
@@ -85,12 +94,18 @@ pub fn store_ca(world: &World, identity: &Parsed<MeshIdentity>, ca: &CaMaterial)
 pub fn publish(world: &World, mesh: &MeshWorld, identity: &Parsed<MeshIdentity>, ca: &CaMaterial) -> Vec<Op> {
     let mut ops = Vec::new();
     let name = identity.resource.name();
-    let Ok(trust_domain) = identity::trust_domain(identity, world.zone.as_str()) else { return ops };
-    let usable = CertificateAuthority::load(&ca.cert_pem, &ca.key_pem).map_err(|e| e.to_string()).and_then(|loaded| match loaded.trust_domain() {
-        // Renaming the MeshTrust would take the trust away from every certificate in use, and the CA issues none for the new domain.
-        Some(of_ca) if of_ca.as_str() != trust_domain => Err(format!("its CA is of trust domain {of_ca}, not {trust_domain}; a trust domain cannot be changed, make another MeshIdentity")),
-        _ => Ok(()),
-    });
+    let Ok(trust_domain) = identity::trust_domain(identity, world.zone.as_str()) else {
+        return ops;
+    };
+    let usable = CertificateAuthority::load(&ca.cert_pem, &ca.key_pem)
+        .map_err(|e| e.to_string())
+        .and_then(|loaded| match loaded.trust_domain() {
+            // Renaming the MeshTrust would take the trust away from every certificate in use, and the CA issues none for the new domain.
+            Some(of_ca) if of_ca.as_str() != trust_domain => Err(format!(
+                "its CA is of trust domain {of_ca}, not {trust_domain}; a trust domain cannot be changed, make another MeshIdentity"
+            )),
+            _ => Ok(()),
+        });
     let stored = mesh.trusts.iter().find(|t| t.resource.name() == name);
     let known = mesh
         .trusts
@@ -98,31 +113,76 @@ pub fn publish(world: &World, mesh: &MeshWorld, identity: &Parsed<MeshIdentity>,
         .filter(|t| crate::world::is_local(&t.resource) && t.spec.trust_domain == trust_domain)
         .any(|t| t.spec.pems().any(|p| p.trim() == ca.cert_pem.trim()));
     if usable.is_ok() && identity::creates_trust(&identity.spec) && !known {
-        let mut spec = stored.map_or_else(|| MeshTrust { trust_domain: trust_domain.clone(), ca_bundles: Vec::new() }, |t| t.spec.clone());
+        let mut spec = stored.map_or_else(
+            || MeshTrust {
+                trust_domain: trust_domain.clone(),
+                ca_bundles: Vec::new(),
+            },
+            |t| t.spec.clone(),
+        );
         spec.trust_domain.clone_from(&trust_domain);
-        spec.ca_bundles.push(CaBundle { kind: BundleType::Pem, pem: Some(Pem { value: ca.cert_pem.clone() }) });
-        let status = MeshTrustStatus { origin: Some(TrustOrigin { kri: Kri::of(&identity.resource).map(|k| k.to_string()) }) };
-        let labels = computed(Site::Zone(world.zone.as_str()), Kind::MeshTrust, &mesh.mesh, name, Labels::new(), None);
-        if let (Ok(key), Ok(spec), Ok(status)) =
-            (ResourceKey::new(Kind::MeshTrust, &mesh.mesh, name), serde_json::to_value(spec), serde_json::to_value(status))
-        {
+        spec.ca_bundles.push(CaBundle {
+            kind: BundleType::Pem,
+            pem: Some(Pem {
+                value: ca.cert_pem.clone(),
+            }),
+        });
+        let status = MeshTrustStatus {
+            origin: Some(TrustOrigin {
+                kri: Kri::of(&identity.resource).map(|k| k.to_string()),
+            }),
+        };
+        let labels = computed(
+            Site::Zone(world.zone.as_str()),
+            Kind::MeshTrust,
+            &mesh.mesh,
+            name,
+            Labels::new(),
+            None,
+        );
+        if let (Ok(key), Ok(spec), Ok(status)) = (
+            ResourceKey::new(Kind::MeshTrust, &mesh.mesh, name),
+            serde_json::to_value(spec),
+            serde_json::to_value(status),
+        ) {
             let owner = ResourceKey::mesh_itself(&mesh.mesh).ok();
-            ops.push(Op::Put(Put { key, labels, spec, status: Some(status), owner, expect: Expect::Any }));
+            ops.push(Op::Put(Put {
+                key,
+                labels,
+                spec,
+                status: Some(status),
+                owner,
+                expect: Expect::Any,
+            }));
         }
     }
-    let ready = MeshIdentityStatus { conditions: conditions(usable) };
+    let ready = MeshIdentityStatus {
+        conditions: conditions(usable),
+    };
     if identity.resource.status::<MeshIdentityStatus>().ok().as_ref() != Some(&ready)
         && let Ok(status) = serde_json::to_value(ready)
     {
         let r = &identity.resource;
-        let put = Put { key: r.key.clone(), labels: r.labels.clone(), spec: r.spec.clone(), status: Some(status), owner: None, expect: Expect::Version(r.version) };
+        let put = Put {
+            key: r.key.clone(),
+            labels: r.labels.clone(),
+            spec: r.spec.clone(),
+            status: Some(status),
+            owner: None,
+            expect: Expect::Version(r.version),
+        };
         ops.push(Op::Put(put));
     }
     ops
 }
 
 fn conditions<E: std::fmt::Display>(loaded: Result<(), E>) -> Vec<Condition> {
-    let condition = |kind: &str, status: &str, reason: &str, message: String| Condition { kind: kind.into(), status: status.into(), reason: reason.into(), message };
+    let condition = |kind: &str, status: &str, reason: &str, message: String| Condition {
+        kind: kind.into(),
+        status: status.into(),
+        reason: reason.into(),
+        message,
+    };
     match loaded {
         Ok(()) => vec![
             condition("Provider", "True", "ProviderInitialized", String::new()),

@@ -130,7 +130,11 @@ impl Registrar {
             return Err(Unregistered::Type(kind));
         }
         let (mesh, name) = (text_of(take("mesh")), text_of(take("name")));
-        let given: Labels = take("labels").map(serde_json::from_value).transpose().map_err(|e| Unregistered::Syntax(e.to_string()))?.unwrap_or_default();
+        let given: Labels = take("labels")
+            .map(serde_json::from_value)
+            .transpose()
+            .map_err(|e| Unregistered::Syntax(e.to_string()))?
+            .unwrap_or_default();
         let key = ResourceKey::new(Kind::Dataplane, &mesh, &name)?;
         let mut found = ursa_model::Violations::default();
         if let Err(err) = ursa_model::name::check_resource_name(&name) {
@@ -146,9 +150,22 @@ impl Registrar {
         found.into_result().map_err(Unregistered::Invalid)?;
         let canonical = (Kind::Dataplane.descriptor().canonical)(value).map_err(Unregistered::Invalid)?;
         let spec: Dataplane = serde_json::from_value(canonical.clone()).map_err(|e| Unregistered::Syntax(e.to_string()))?;
-        let mut labels = computed(Site::Zone(self.zone.as_str()), Kind::Dataplane, key.mesh(), key.name(), given.clone(), Some(spec.zone_listeners()));
+        let mut labels = computed(
+            Site::Zone(self.zone.as_str()),
+            Kind::Dataplane,
+            key.mesh(),
+            key.name(),
+            given.clone(),
+            Some(spec.zone_listeners()),
+        );
         labels.insert(LIFECYCLE.into(), BY_PROXY.into());
-        Ok(Registered { proxy: ProxyId::new(&mesh, &name), labels, given_labels: given, spec, canonical })
+        Ok(Registered {
+            proxy: ProxyId::new(&mesh, &name),
+            labels,
+            given_labels: given,
+            spec,
+            canonical,
+        })
     }
 
     /// Stores the Dataplane in place of `stored`, unless it is stored like that already.
@@ -170,9 +187,9 @@ impl Registrar {
         let applied = self.store.propose(set).await.map_err(Status::unavailable)?;
         match applied.rejected {
             None => Ok(()),
-            Some((_, why @ (OpError::Exists(_) | OpError::Missing(_) | OpError::Conflict { .. }))) => {
-                Err(Status::aborted(format!("the Dataplane was changed at the same time, connect again: {why}")))
-            }
+            Some((_, why @ (OpError::Exists(_) | OpError::Missing(_) | OpError::Conflict { .. }))) => Err(Status::aborted(format!(
+                "the Dataplane was changed at the same time, connect again: {why}"
+            ))),
             Some((_, why)) => Err(Status::failed_precondition(format!("the Dataplane cannot be stored: {why}"))),
         }
     }
@@ -246,7 +263,14 @@ impl AdsServer {
         let version: Option<DpVersion> = meta.all.get("version").and_then(|v| serde_json::from_value(v.clone()).ok());
         self.insights.connected(&proxy, &subscription, version, meta.all.clone());
         let registration = self.connections.register(proxy.clone(), meta.advertised.clone());
-        let stream = StreamTask { server: self, proxy: &proxy, responses, machine: Machine::new(), built: None, certificate: String::new() };
+        let stream = StreamTask {
+            server: self,
+            proxy: &proxy,
+            responses,
+            machine: Machine::new(),
+            built: None,
+            certificate: String::new(),
+        };
         self.metrics.connected(1);
         let result = stream.run(first, &mut requests, &registration, &cancel).instrument(span).await;
         self.metrics.connected(-1);
@@ -257,8 +281,12 @@ impl AdsServer {
 
     /// Authenticates the proxy and stores its Dataplane.
     async fn admit(&self, first: &DeltaDiscoveryRequest, token: Option<&str>) -> Result<(ProxyId, metadata::NodeMetadata), Status> {
-        let node = first.node.as_ref().ok_or_else(|| Status::invalid_argument("the first request names no node"))?;
-        let proxy = ProxyId::parse(&node.id).ok_or_else(|| Status::invalid_argument(format!("node id {:?} is not <mesh>.<name>", node.id)))?;
+        let node = first
+            .node
+            .as_ref()
+            .ok_or_else(|| Status::invalid_argument("the first request names no node"))?;
+        let proxy =
+            ProxyId::parse(&node.id).ok_or_else(|| Status::invalid_argument(format!("node id {:?} is not <mesh>.<name>", node.id)))?;
         let meta = metadata::parse(node).map_err(|e| Status::invalid_argument(e.to_string()))?;
         if meta.proxy_type.as_deref().is_some_and(|t| t != "dataplane") {
             return Err(Status::invalid_argument("only proxies of type dataplane are served"));
@@ -266,10 +294,16 @@ impl AdsServer {
         let key = ResourceKey::new(Kind::Dataplane, &proxy.mesh, &proxy.name).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let registered = match &meta.dataplane {
             Some(text) => self.registrar.check(text).map_err(|e| Status::invalid_argument(e.to_string()))?,
-            None => self.registrar.stored(&key).ok_or_else(|| Status::not_found(format!("{key} does not exist")))?,
+            None => self
+                .registrar
+                .stored(&key)
+                .ok_or_else(|| Status::not_found(format!("{key} does not exist")))?,
         };
         if registered.proxy != proxy {
-            return Err(Status::invalid_argument(format!("the node is {proxy}, its Dataplane is {}", registered.proxy)));
+            return Err(Status::invalid_argument(format!(
+                "the node is {proxy}, its Dataplane is {}",
+                registered.proxy
+            )));
         }
         if !self.registrar.mesh_exists(&proxy.mesh) {
             return Err(Status::not_found(format!("mesh {} does not exist in this zone", proxy.mesh)));
@@ -295,9 +329,14 @@ impl AdsServer {
                 create_revision: 0,
                 mod_revision: 0,
             };
-            let dataplane = Parsed { resource: Arc::new(resource), spec: registered.spec.clone() };
+            let dataplane = Parsed {
+                resource: Arc::new(resource),
+                spec: registered.spec.clone(),
+            };
             let mesh = world.mesh(&proxy.mesh).map(Arc::as_ref);
-            let (now, refuse) = (OffsetDateTime::now_utc(), |e: auth::Denied| Status::unauthenticated(Chain(&e).to_string()));
+            let (now, refuse) = (OffsetDateTime::now_utc(), |e: auth::Denied| {
+                Status::unauthenticated(Chain(&e).to_string())
+            });
             auth::authenticate(&view, mesh, &proxy, &dataplane, token, now).map_err(refuse)?;
             if let Some(stored) = stored.filter(|s| s.labels != registered.labels) {
                 auth::may_replace(&view, &proxy, stored, token, now).map_err(refuse)?;
@@ -392,7 +431,11 @@ impl StreamTask<'_> {
                 if built.snapshot.global == world.global {
                     return Ok(());
                 }
-                ProxySnapshot { zone_revision: world.zone_revision, global: world.global, ..built.snapshot.as_ref().clone() }
+                ProxySnapshot {
+                    zone_revision: world.zone_revision,
+                    global: world.global,
+                    ..built.snapshot.as_ref().clone()
+                }
             }
             _ => match build(world, self.proxy, &self.server.encoder) {
                 Some(snapshot) => snapshot,
@@ -404,18 +447,29 @@ impl StreamTask<'_> {
             && svid.serial != self.certificate
         {
             self.certificate.clone_from(&svid.serial);
-            let trusts = mesh.trusts.iter().filter_map(|t| Kri::of(&t.resource)).map(|k| k.to_string()).collect();
+            let trusts = mesh
+                .trusts
+                .iter()
+                .filter_map(|t| Kri::of(&t.resource))
+                .map(|k| k.to_string())
+                .collect();
             self.server.insights.certificate(self.proxy, svid, trusts);
         }
         self.stage("built", snapshot.global);
         let snapshot = Arc::new(snapshot);
-        self.built = Some(Built { mesh: mesh.clone(), svid: svid.cloned(), snapshot: snapshot.clone() });
+        self.built = Some(Built {
+            mesh: mesh.clone(),
+            svid: svid.cloned(),
+            snapshot: snapshot.clone(),
+        });
         self.handle(Event::Snapshot(snapshot)).await
     }
 
     fn stage(&self, stage: &'static str, global: Option<ursa_state::GlobalRevision>) {
         if let Some(global) = global {
-            self.server.stages.record(stage, &global.history.to_string(), global.revision, &self.proxy.to_string());
+            self.server
+                .stages
+                .record(stage, &global.history.to_string(), global.revision, &self.proxy.to_string());
         }
     }
 
@@ -456,4 +510,3 @@ impl StreamTask<'_> {
         Ok(())
     }
 }
-

@@ -28,8 +28,14 @@ pub enum Denied {
     #[error("the token is for {claim} {token:?}, the proxy is {proxy:?}")]
     Mismatch { claim: &'static str, token: String, proxy: String },
     #[error("the token requires label {key} to be one of {allowed:?}, the Dataplane has {have:?}")]
-    Tag { key: String, allowed: Vec<String>, have: Option<String> },
-    #[error("the token is not bound to a workload, but MeshIdentity {identity} derives the proxy's SPIFFE ID from label kuma.io/workload; generate the token with --workload {workload}")]
+    Tag {
+        key: String,
+        allowed: Vec<String>,
+        have: Option<String>,
+    },
+    #[error(
+        "the token is not bound to a workload, but MeshIdentity {identity} derives the proxy's SPIFFE ID from label kuma.io/workload; generate the token with --workload {workload}"
+    )]
     Unbound { identity: String, workload: String },
     #[error("a Dataplane of this name exists, and the token could not be its own: {0}")]
     Taken(#[source] Box<Denied>),
@@ -42,13 +48,20 @@ pub fn keys(view: &View, mesh: &str) -> KeySet {
     let prefix = format!("dataplane-token-signing-key-{mesh}");
     let mut keys = KeySet::new();
     for secret in view.list_in(Kind::Secret, mesh) {
-        let Some(rest) = secret.name().strip_prefix(&prefix) else { continue };
+        let Some(rest) = secret.name().strip_prefix(&prefix) else {
+            continue;
+        };
         let id = match rest.strip_prefix('-') {
             Some(n) if !n.is_empty() && n.bytes().all(|c| c.is_ascii_digit()) => n,
             None if rest.is_empty() => "0",
             _ => continue,
         };
-        if let Some(key) = secret.spec::<Secret>().ok().and_then(|s| s.bytes()).and_then(|pem| VerifyingKey::parse(&pem).ok()) {
+        if let Some(key) = secret
+            .spec::<Secret>()
+            .ok()
+            .and_then(|s| s.bytes())
+            .and_then(|pem| VerifyingKey::parse(&pem).ok())
+        {
             keys.insert(id, key);
         }
     }
@@ -59,7 +72,13 @@ pub fn keys(view: &View, mesh: &str) -> KeySet {
 pub fn revocations(view: &View, mesh: &str) -> Revocations {
     let name = format!("dataplane-token-revocations-{mesh}");
     let mut all = Revocations::new();
-    for key in [ResourceKey::new(Kind::Secret, mesh, &name), ResourceKey::new(Kind::GlobalSecret, "", &name)].into_iter().flatten() {
+    for key in [
+        ResourceKey::new(Kind::Secret, mesh, &name),
+        ResourceKey::new(Kind::GlobalSecret, "", &name),
+    ]
+    .into_iter()
+    .flatten()
+    {
         if let Some(list) = view.get(&key).and_then(|s| s.spec::<Secret>().ok()).and_then(|s| s.text()) {
             all.extend(&Revocations::parse(&list));
         }
@@ -90,7 +109,10 @@ pub fn may_replace(view: &View, proxy: &ProxyId, stored: &Resource, token: Optio
 }
 
 fn claims(view: &View, proxy: &ProxyId, token: Option<&str>, now: OffsetDateTime) -> Result<DataplaneClaims, Denied> {
-    let token = token.map(|t| t.strip_prefix("Bearer ").unwrap_or(t).trim()).filter(|t| !t.is_empty()).ok_or(Denied::NoToken)?;
+    let token = token
+        .map(|t| t.strip_prefix("Bearer ").unwrap_or(t).trim())
+        .filter(|t| !t.is_empty())
+        .ok_or(Denied::NoToken)?;
     let keys = keys(view, &proxy.mesh);
     if keys.is_empty() {
         return Err(Denied::NoKey(proxy.mesh.to_string()));
@@ -102,18 +124,30 @@ fn claims(view: &View, proxy: &ProxyId, token: Option<&str>, now: OffsetDateTime
 fn check_bounds(claims: &DataplaneClaims, proxy: &ProxyId, resource: &Resource) -> Result<(), Denied> {
     for (claim, token, proxy) in [("name", &claims.name, &proxy.name), ("mesh", &claims.mesh, &proxy.mesh)] {
         if !token.is_empty() && token.as_str() != proxy.as_ref() {
-            return Err(Denied::Mismatch { claim, token: token.clone(), proxy: proxy.to_string() });
+            return Err(Denied::Mismatch {
+                claim,
+                token: token.clone(),
+                proxy: proxy.to_string(),
+            });
         }
     }
     for (key, allowed) in &claims.tags {
         let have = resource.label(key);
         if !have.is_some_and(|have| allowed.iter().any(|a| a == have)) {
-            return Err(Denied::Tag { key: key.clone(), allowed: allowed.clone(), have: have.map(str::to_owned) });
+            return Err(Denied::Tag {
+                key: key.clone(),
+                allowed: allowed.clone(),
+                have: have.map(str::to_owned),
+            });
         }
     }
     let workload = resource.label(labels::WORKLOAD);
     if !claims.workload.is_empty() && workload != Some(claims.workload.as_str()) {
-        return Err(Denied::Mismatch { claim: "workload", token: claims.workload.clone(), proxy: workload.unwrap_or_default().to_owned() });
+        return Err(Denied::Mismatch {
+            claim: "workload",
+            token: claims.workload.clone(),
+            proxy: workload.unwrap_or_default().to_owned(),
+        });
     }
     Ok(())
 }
@@ -127,7 +161,10 @@ fn check_workload(claims: &DataplaneClaims, mesh: Option<&MeshWorld>, dataplane:
         match workload {
             None => return Err(Denied::NoWorkload { identity: identity_name }),
             Some(workload) if claims.workload.is_empty() => {
-                return Err(Denied::Unbound { identity: identity_name, workload: workload.to_owned() });
+                return Err(Denied::Unbound {
+                    identity: identity_name,
+                    workload: workload.to_owned(),
+                });
             }
             Some(_) => {}
         }

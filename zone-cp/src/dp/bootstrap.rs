@@ -67,7 +67,10 @@ struct MetricsResources {
 
 /// The route, to be served beside ADS.
 pub fn router(bootstrap: Bootstrap) -> Router {
-    Router::new().route("/bootstrap", post(handle)).layer(DefaultBodyLimit::max(MAX_BODY)).with_state(bootstrap)
+    Router::new()
+        .route("/bootstrap", post(handle))
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(bootstrap)
 }
 
 /// An answer that is no bootstrap: kuma-dp treats a 4xx with a body as final and retries everything else.
@@ -90,10 +93,14 @@ async fn handle(State(bootstrap): State<Bootstrap>, uri: Uri, headers: HeaderMap
 }
 
 fn build(bootstrap: &Bootstrap, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Result<Response, Refused> {
-    let request: Request = serde_json::from_slice(body).map_err(|e| Refused(StatusCode::BAD_REQUEST, format!("the request is no valid JSON: {e}")))?;
+    let request: Request =
+        serde_json::from_slice(body).map_err(|e| Refused(StatusCode::BAD_REQUEST, format!("the request is no valid JSON: {e}")))?;
     let unprocessable = |text: String| Refused(StatusCode::UNPROCESSABLE_ENTITY, text);
     if !matches!(request.proxy_type.as_str(), "" | "dataplane") {
-        return Err(unprocessable(format!("proxy type {:?} is not supported, only dataplane is", request.proxy_type)));
+        return Err(unprocessable(format!(
+            "proxy type {:?} is not supported, only dataplane is",
+            request.proxy_type
+        )));
     }
     if request.dataplane_token.as_deref().is_none_or(str::is_empty) && request.dataplane_token_path.as_deref().is_none_or(str::is_empty) {
         return Err(unprocessable("Dataplane Token is required. Generate token using 'kumactl generate dataplane-token > /path/file' and provide it via --dataplane-token-file=/path/file argument to Kuma DP".into()));
@@ -102,7 +109,10 @@ fn build(bootstrap: &Bootstrap, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> 
         Some(text) => bootstrap.registrar.check(text).map_err(|e| unprocessable(e.to_string()))?,
         None => {
             let key = ResourceKey::new(Kind::Dataplane, &request.mesh, &request.name).map_err(|e| unprocessable(e.to_string()))?;
-            bootstrap.registrar.stored(&key).ok_or(Refused(StatusCode::NOT_FOUND, String::new()))?
+            bootstrap
+                .registrar
+                .stored(&key)
+                .ok_or(Refused(StatusCode::NOT_FOUND, String::new()))?
         }
     };
     if !bootstrap.registrar.mesh_exists(&registered.proxy.mesh) {
@@ -111,13 +121,19 @@ fn build(bootstrap: &Bootstrap, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> 
     }
     let host = host_of(uri, headers).ok_or_else(|| Refused(StatusCode::BAD_REQUEST, "the request has no Host".into()))?;
     if !bootstrap.sans.iter().any(|san| san == &host) {
-        let text = format!("SAN mismatch: {host:?} is not in the certificate of the data-plane server, which is valid for {}", bootstrap.sans.join(", "));
+        let text = format!(
+            "SAN mismatch: {host:?} is not in the certificate of the data-plane server, which is valid for {}",
+            bootstrap.sans.join(", ")
+        );
         return Err(Refused(StatusCode::BAD_REQUEST, text));
     }
     let config = envoy(bootstrap, &request, &registered, &host);
     let text = serde_json::to_string_pretty(&config).map_err(|e| Refused(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
     info!(proxy = %registered.proxy, "bootstrap served");
-    let accepts_json = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok()).is_some_and(|v| v.contains("application/json"));
+    let accepts_json = headers
+        .get(header::ACCEPT)
+        .and_then(|v| v.to_str().ok())
+        .is_some_and(|v| v.contains("application/json"));
     if !accepts_json {
         return Ok(([(header::CONTENT_TYPE, "text/x-yaml")], text).into_response());
     }
@@ -142,7 +158,11 @@ fn host_of(uri: &Uri, headers: &HeaderMap) -> Option<String> {
 
 /// Envoy's bootstrap. YAML is asked for; JSON is YAML.
 fn envoy(bootstrap: &Bootstrap, request: &Request, registered: &Registered, host: &str) -> Value {
-    let ca = if request.ca_cert.is_empty() { bootstrap.ca_pem.as_ref() } else { &request.ca_cert };
+    let ca = if request.ca_cert.is_empty() {
+        bootstrap.ca_pem.as_ref()
+    } else {
+        &request.ca_cert
+    };
     let is_ip = host.parse::<IpAddr>().is_ok();
     let socket = format!("{}/kuma-envoy-admin.sock", request.workdir);
     let token = match &request.dataplane_token {
@@ -164,10 +184,20 @@ fn envoy(bootstrap: &Bootstrap, request: &Request, registered: &Registered, host
                 fields.insert(key.into(), value.into());
             }
         };
-        text("dataplane.resource", request.dataplane_resource.as_ref().map(|_| registered.json()).unwrap_or_default());
+        text(
+            "dataplane.resource",
+            request.dataplane_resource.as_ref().map(|_| registered.json()).unwrap_or_default(),
+        );
         text("dataplane.dns.port", request.dns_port.to_string());
         text("dataplane.readinessReporter.port", request.readiness_port.to_string());
-        text("dataplane.appProbeProxy.enabled", if request.app_probe_proxy_disabled { "true".into() } else { String::new() });
+        text(
+            "dataplane.appProbeProxy.enabled",
+            if request.app_probe_proxy_disabled {
+                "true".into()
+            } else {
+                String::new()
+            },
+        );
         text("metricsCertPath", request.metrics_resources.cert_path.clone());
         text("metricsKeyPath", request.metrics_resources.key_path.clone());
         text("systemCaPath", request.system_ca_path.clone());

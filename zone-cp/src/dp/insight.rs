@@ -67,7 +67,12 @@ pub enum Count {
 
 impl Insights {
     pub fn new(zone: ZoneName, instance: &str, observed: Observed) -> Self {
-        Self { inner: Arc::default(), observed, zone, instance: instance.into() }
+        Self {
+            inner: Arc::default(),
+            observed,
+            zone,
+            instance: instance.into(),
+        }
     }
 
     /// A stream opened.
@@ -105,7 +110,12 @@ impl Insights {
     pub fn certificate(&self, proxy: &ProxyId, svid: &IssuedSvid, trusts: Vec<String>) {
         let seconds = |s: i64| Timestamp(u64::try_from(s).unwrap_or(0).saturating_mul(1_000)).rfc3339();
         self.change(proxy, |entry, now| {
-            let regenerations = entry.insight.mtls.as_ref().map_or(0, |m| m.certificate_regenerations).saturating_add(1);
+            let regenerations = entry
+                .insight
+                .mtls
+                .as_ref()
+                .map_or(0, |m| m.certificate_regenerations)
+                .saturating_add(1);
             entry.insight.mtls = Some(Mtls {
                 certificate_expiration_time: Some(seconds(svid.not_after)),
                 last_certificate_regeneration: Some(now.rfc3339()),
@@ -159,7 +169,11 @@ impl Insights {
                 responses_rejected: c.nacked.to_string(),
             };
             let of = |kind| entry.counts.get(&kind).copied().unwrap_or_default();
-            let total = entry.counts.values().fold(Counts::default(), |a, b| Counts { sent: a.sent + b.sent, acked: a.acked + b.acked, nacked: a.nacked + b.nacked });
+            let total = entry.counts.values().fold(Counts::default(), |a, b| Counts {
+                sent: a.sent + b.sent,
+                acked: a.acked + b.acked,
+                nacked: a.nacked + b.nacked,
+            });
             open.status.last_update_time = Some(Timestamp::now().rfc3339());
             open.status.total = stats(total);
             open.status.cds = stats(of(XdsType::Cluster));
@@ -168,9 +182,21 @@ impl Insights {
             open.status.rds = stats(of(XdsType::Route));
         }
         let key = ResourceKey::new(Kind::DataplaneInsight, &proxy.mesh, &proxy.name).ok()?;
-        let labels = computed(Site::Zone(self.zone.as_str()), Kind::DataplaneInsight, &proxy.mesh, &proxy.name, Labels::new(), None);
+        let labels = computed(
+            Site::Zone(self.zone.as_str()),
+            Kind::DataplaneInsight,
+            &proxy.mesh,
+            &proxy.name,
+            Labels::new(),
+            None,
+        );
         let owner = ResourceKey::new(Kind::Dataplane, &proxy.mesh, &proxy.name).ok();
-        Some(Observation::Put { key, labels, spec: serde_json::to_value(&entry.insight).ok()?, owner })
+        Some(Observation::Put {
+            key,
+            labels,
+            spec: serde_json::to_value(&entry.insight).ok()?,
+            owner,
+        })
     }
 
     /// Forgets proxies that have neither a Dataplane nor a stream.
@@ -178,7 +204,9 @@ impl Insights {
         let mut gone = Vec::new();
         let mut inner = self.inner.lock();
         inner.entries.retain(|proxy, entry| {
-            let Ok(key) = ResourceKey::new(Kind::Dataplane, &proxy.mesh, &proxy.name) else { return false };
+            let Ok(key) = ResourceKey::new(Kind::Dataplane, &proxy.mesh, &proxy.name) else {
+                return false;
+            };
             let stays = entry.insight.is_online() || view.get(&key).is_some();
             if !stays {
                 gone.extend(ResourceKey::new(Kind::DataplaneInsight, &proxy.mesh, &proxy.name).map(Observation::Delete));

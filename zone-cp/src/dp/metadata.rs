@@ -30,7 +30,9 @@ pub enum Error {
 
 /// Reads a node's metadata.
 pub fn parse(node: &Node) -> Result<NodeMetadata, Error> {
-    let Some(fields) = &node.metadata else { return Ok(NodeMetadata::default()) };
+    let Some(fields) = &node.metadata else {
+        return Ok(NodeMetadata::default());
+    };
     let text = |s: &Struct, key: &str| match s.fields.get(key).and_then(|v| v.kind.as_ref()) {
         Some(ValueKind::StringValue(s)) if !s.is_empty() => Some(s.clone()),
         _ => None,
@@ -41,12 +43,20 @@ pub fn parse(node: &Node) -> Result<NodeMetadata, Error> {
     }
     let mut advertised = None;
     if let Some(ValueKind::StructValue(dynamic)) = fields.fields.get("dynamicMetadata").and_then(|v| v.kind.as_ref())
-        && let (Some(address), Some(port)) = (text(dynamic, "ursa.io/advertised-address"), text(dynamic, "ursa.io/advertised-port"))
+        && let (Some(address), Some(port)) = (
+            text(dynamic, "ursa.io/advertised-address"),
+            text(dynamic, "ursa.io/advertised-port"),
+        )
     {
         let port = port.parse().map_err(|_| Error::Port(port))?;
         advertised = Some(Advertised { address, port });
     }
-    Ok(NodeMetadata { dataplane, proxy_type: text(fields, "dataplane.proxyType"), advertised, all: struct_to_json(fields, 0) })
+    Ok(NodeMetadata {
+        dataplane,
+        proxy_type: text(fields, "dataplane.proxyType"),
+        advertised,
+        all: struct_to_json(fields, 0),
+    })
 }
 
 /// Deepest nesting that is shown; a client cannot make us recurse further.

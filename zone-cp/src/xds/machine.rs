@@ -52,9 +52,17 @@ pub enum Action {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Report {
     Acked(XdsType),
-    Nacked { kind: XdsType, names: Vec<String>, message: String },
+    Nacked {
+        kind: XdsType,
+        names: Vec<String>,
+        message: String,
+    },
     /// The client runs everything of this snapshot that it accepts.
-    Settled { zone_revision: u64, global: Option<GlobalRevision>, refused: bool },
+    Settled {
+        zone_revision: u64,
+        global: Option<GlobalRevision>,
+        refused: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -92,7 +100,10 @@ pub struct Machine {
 
 impl Machine {
     pub fn new() -> Self {
-        Self { types: XdsType::ALL.into_iter().map(|t| (t, TypeState::default())).collect(), ..Self::default() }
+        Self {
+            types: XdsType::ALL.into_iter().map(|t| (t, TypeState::default())).collect(),
+            ..Self::default()
+        }
     }
 
     pub fn handle(&mut self, event: Event) -> Vec<Action> {
@@ -113,21 +124,33 @@ impl Machine {
     fn request(&mut self, request: DeltaDiscoveryRequest, actions: &mut Vec<Action>) -> Result<(), tonic::Status> {
         let Some(kind) = XdsType::by_type_url(&request.type_url) else {
             // A type this control plane never serves (a newer Envoy asks for more): silence, as the protocol allows.
-            return if request.type_url.is_empty() { Err(tonic::Status::invalid_argument("a request without type_url")) } else { Ok(()) };
+            return if request.type_url.is_empty() {
+                Err(tonic::Status::invalid_argument("a request without type_url"))
+            } else {
+                Ok(())
+            };
         };
         let too_long = |names: &[String]| names.iter().any(|n| n.len() > MAX_NAME);
         if too_long(&request.resource_names_subscribe) || request.initial_resource_versions.keys().any(|n| n.len() > MAX_NAME) {
-            return Err(tonic::Status::invalid_argument(format!("a resource name is longer than {MAX_NAME} bytes")));
+            return Err(tonic::Status::invalid_argument(format!(
+                "a resource name is longer than {MAX_NAME} bytes"
+            )));
         }
         let state = self.types.entry(kind).or_default();
         if state.names.len() + request.resource_names_subscribe.len() > MAX_NAMES || request.initial_resource_versions.len() > MAX_NAMES {
-            return Err(tonic::Status::resource_exhausted(format!("more than {MAX_NAMES} resources of one type")));
+            return Err(tonic::Status::resource_exhausted(format!(
+                "more than {MAX_NAMES} resources of one type"
+            )));
         }
         if !state.subscribed {
             state.subscribed = true;
             state.wildcard = kind.is_wildcard() && request.resource_names_subscribe.is_empty();
             state.owes_answer = state.wildcard && request.initial_resource_versions.is_empty();
-            state.known = request.initial_resource_versions.into_iter().map(|(name, version)| (name, Some(version.into()))).collect();
+            state.known = request
+                .initial_resource_versions
+                .into_iter()
+                .map(|(name, version)| (name, Some(version.into())))
+                .collect();
         }
         for name in request.resource_names_subscribe {
             if name == "*" {
@@ -190,7 +213,11 @@ impl Machine {
         if done && self.settled != Some(at) {
             self.settled = Some(at);
             let refused = XdsType::ALL.into_iter().any(|kind| self.refuses_any(kind, &snapshot));
-            actions.push(Action::Report(Report::Settled { zone_revision: at.0, global: at.1, refused }));
+            actions.push(Action::Report(Report::Settled {
+                zone_revision: at.0,
+                global: at.1,
+                refused,
+            }));
         }
     }
 
@@ -221,7 +248,10 @@ impl Machine {
 
     /// The client refused something of this type that the snapshot still holds.
     fn refuses_any(&self, kind: XdsType, snapshot: &ProxySnapshot) -> bool {
-        self.types[&kind].refused.iter().any(|(name, version)| snapshot.of(kind).get(name).is_some_and(|r| r.version == *version))
+        self.types[&kind]
+            .refused
+            .iter()
+            .any(|(name, version)| snapshot.of(kind).get(name).is_some_and(|r| r.version == *version))
     }
 
     /// Nothing of this type is unanswered, and nothing is left to send except removals of clusters.
@@ -252,7 +282,10 @@ impl Machine {
                     }
                     resources.push(Resource {
                         version: resource.version.to_string(),
-                        resource: Some(prost_types::Any { type_url: kind.type_url().into(), value: resource.bytes.to_vec() }),
+                        resource: Some(prost_types::Any {
+                            type_url: kind.type_url().into(),
+                            value: resource.bytes.to_vec(),
+                        }),
                         name: name.clone(),
                         aliases: Vec::new(),
                     });
@@ -275,10 +308,17 @@ impl Machine {
             }
         }
         state.again.clear();
-        let changed: Vec<String> = if kind == XdsType::Cluster { sent.iter().map(|(n, _)| n.clone()).collect() } else { Vec::new() };
+        let changed: Vec<String> = if kind == XdsType::Cluster {
+            sent.iter().map(|(n, _)| n.clone()).collect()
+        } else {
+            Vec::new()
+        };
         self.send(kind, snapshot, resources, removed, sent, unchanged, actions);
         if let Some(endpoints) = self.types.get_mut(&XdsType::Endpoint) {
-            let held: Vec<String> = changed.into_iter().filter(|c| endpoints.known.get(c).is_some_and(Option::is_some)).collect();
+            let held: Vec<String> = changed
+                .into_iter()
+                .filter(|c| endpoints.known.get(c).is_some_and(Option::is_some))
+                .collect();
             endpoints.again.extend(held);
         }
     }
@@ -337,7 +377,12 @@ impl Machine {
 
 /// Names that the client holds and the snapshot lacks.
 fn gone(state: &TypeState, kind: XdsType, snapshot: &ProxySnapshot) -> Vec<String> {
-    state.known.keys().filter(|name| !snapshot.of(kind).contains_key(*name)).cloned().collect()
+    state
+        .known
+        .keys()
+        .filter(|name| !snapshot.of(kind).contains_key(*name))
+        .cloned()
+        .collect()
 }
 
 /// Names whose newest version the client lacks and has not refused. Removals of what it holds are not here: for types asked by
@@ -349,7 +394,11 @@ fn missing(state: &TypeState, kind: XdsType, snapshot: &ProxySnapshot) -> Vec<St
             && (state.again.contains(name) || state.known.get(name).is_none_or(|k| k.as_ref() != Some(version)))
     };
     let mut names: Vec<String> = if state.wildcard {
-        available.iter().filter(|(name, r)| lacks(name, &r.version)).map(|(name, _)| name.clone()).collect()
+        available
+            .iter()
+            .filter(|(name, r)| lacks(name, &r.version))
+            .map(|(name, _)| name.clone())
+            .collect()
     } else {
         state
             .names

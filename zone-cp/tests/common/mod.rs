@@ -10,10 +10,7 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 use tonic::{Request, Streaming, transport::Channel};
-use ursa_model::{
-    Kind, Labels, ResourceKey, Timestamp, ZoneName,
-    kind::secret::Secret,
-};
+use ursa_model::{Kind, Labels, ResourceKey, Timestamp, ZoneName, kind::secret::Secret};
 use ursa_pki::token::{self, DataplaneClaims, SigningKey};
 use ursa_proto::discovery::{
     DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, aggregated_discovery_service_client::AggregatedDiscoveryServiceClient,
@@ -86,7 +83,14 @@ impl Propose for MemoryStore {
 pub fn put(kind: Kind, mesh: &str, name: &str, labels: &[(&str, &str)], spec: Value) -> Op {
     let spec = (kind.descriptor().canonical)(spec).unwrap();
     let labels: Labels = labels.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
-    Op::Put(Put { key: ResourceKey::new(kind, mesh, name).unwrap(), labels, spec, status: None, owner: None, expect: Expect::Any })
+    Op::Put(Put {
+        key: ResourceKey::new(kind, mesh, name).unwrap(),
+        labels,
+        spec,
+        status: None,
+        owner: None,
+        expect: Expect::Any,
+    })
 }
 
 /// See the module's text.
@@ -109,13 +113,26 @@ impl TestZone {
         let (tasks, store, observed) = (Tasks::new(), MemoryStore::new(), Observed::default());
         let key = SigningKey::generate().unwrap();
         let secret = serde_json::to_value(Secret::of(key.private_pem().as_bytes())).unwrap();
-        store.put(vec![put(Kind::Mesh, "", MESH, &[], json!({})), put(Kind::Secret, MESH, "dataplane-token-signing-key-default-1", &[], secret)]);
+        store.put(vec![
+            put(Kind::Mesh, "", MESH, &[], json!({})),
+            put(Kind::Secret, MESH, "dataplane-token-signing-key-default-1", &[], secret),
+        ]);
         let propose: Arc<dyn Propose> = Arc::new(store.clone());
         let (worlds, world_views) = watch::channel(Arc::new(World::empty(zone.clone())));
         let connections = Connections::default();
-        let reconciler = Reconciler { zone: zone.clone(), views: store.subscribe(), connections: connections.clone(), store: propose.clone(), worlds };
+        let reconciler = Reconciler {
+            zone: zone.clone(),
+            views: store.subscribe(),
+            connections: connections.clone(),
+            store: propose.clone(),
+            worlds,
+        };
         tasks.spawn("reconcile", OnExit::Shutdown, |cancel| reconciler.run(cancel));
-        let registrar = Registrar { zone: zone.clone(), views: store.subscribe(), store: propose };
+        let registrar = Registrar {
+            zone: zone.clone(),
+            views: store.subscribe(),
+            store: propose,
+        };
         let metrics = XdsMetrics::default();
         let ads = AdsServer {
             registrar: registrar.clone(),
@@ -130,35 +147,66 @@ impl TestZone {
         };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let app = tonic::service::Routes::new(AggregatedDiscoveryServiceServer::new(ads)).into_axum_router().merge(bootstrap::router(Bootstrap {
-            registrar,
-            ca_pem: "CA".into(),
-            sans: Arc::from(["127.0.0.1".to_owned()]),
-            port: address.port(),
-        }));
+        let app = tonic::service::Routes::new(AggregatedDiscoveryServiceServer::new(ads))
+            .into_axum_router()
+            .merge(bootstrap::router(Bootstrap {
+                registrar,
+                ca_pem: "CA".into(),
+                sans: Arc::from(["127.0.0.1".to_owned()]),
+                port: address.port(),
+            }));
         let serving = tasks.clone();
-        tasks.spawn("server", OnExit::Ignore, move |cancel| ursa_runtime::serve::http(listener, app, ursa_runtime::serve::Limits::default(), serving, cancel));
-        Self { store, observed, key, address, tasks, metrics, worlds: world_views }
+        tasks.spawn("server", OnExit::Ignore, move |cancel| {
+            ursa_runtime::serve::http(listener, app, ursa_runtime::serve::Limits::default(), serving, cancel)
+        });
+        Self {
+            store,
+            observed,
+            key,
+            address,
+            tasks,
+            metrics,
+            worlds: world_views,
+        }
     }
 
     pub fn token(&self, claims: &DataplaneClaims) -> String {
-        token::issue(&self.key, "1", claims, Duration::from_secs(3600), OffsetDateTime::now_utc()).unwrap().token
+        token::issue(&self.key, "1", claims, Duration::from_secs(3600), OffsetDateTime::now_utc())
+            .unwrap()
+            .token
     }
 
     pub fn token_for(&self, name: &str, workload: &str) -> String {
-        self.token(&DataplaneClaims { name: name.into(), mesh: MESH.into(), workload: workload.into(), ..DataplaneClaims::default() })
+        self.token(&DataplaneClaims {
+            name: name.into(),
+            mesh: MESH.into(),
+            workload: workload.into(),
+            ..DataplaneClaims::default()
+        })
     }
 
     /// Opens a stream with these first requests.
-    pub async fn stream(&self, token: Option<&str>, first: DeltaDiscoveryRequest) -> (mpsc::Sender<DeltaDiscoveryRequest>, Streaming<DeltaDiscoveryResponse>) {
-        let channel = Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap();
+    pub async fn stream(
+        &self,
+        token: Option<&str>,
+        first: DeltaDiscoveryRequest,
+    ) -> (mpsc::Sender<DeltaDiscoveryRequest>, Streaming<DeltaDiscoveryResponse>) {
+        let channel = Channel::from_shared(format!("http://{}", self.address))
+            .unwrap()
+            .connect()
+            .await
+            .unwrap();
         let (requests, outbound) = mpsc::channel(16);
         requests.send(first).await.unwrap();
         let mut request = Request::new(tokio_stream::wrappers::ReceiverStream::new(outbound));
         if let Some(token) = token {
             request.metadata_mut().insert("authorization", token.parse().unwrap());
         }
-        let responses = AggregatedDiscoveryServiceClient::new(channel).delta_aggregated_resources(request).await.unwrap().into_inner();
+        let responses = AggregatedDiscoveryServiceClient::new(channel)
+            .delta_aggregated_resources(request)
+            .await
+            .unwrap()
+            .into_inner();
         (requests, responses)
     }
 
@@ -171,14 +219,20 @@ impl TestZone {
 }
 
 fn text(s: &str) -> prost_types::Value {
-    prost_types::Value { kind: Some(prost_types::value::Kind::StringValue(s.into())) }
+    prost_types::Value {
+        kind: Some(prost_types::value::Kind::StringValue(s.into())),
+    }
 }
 
 /// The first request of a proxy: its node, and the subscription to clusters.
 pub fn first_request(node_id: &str, dataplane: Option<&str>) -> DeltaDiscoveryRequest {
     let fields = dataplane.map(|d| ("dataplane.resource".to_owned(), text(d))).into_iter().collect();
     DeltaDiscoveryRequest {
-        node: Some(Node { id: node_id.into(), cluster: String::new(), metadata: Some(prost_types::Struct { fields }) }),
+        node: Some(Node {
+            id: node_id.into(),
+            cluster: String::new(),
+            metadata: Some(prost_types::Struct { fields }),
+        }),
         type_url: "type.googleapis.com/envoy.config.cluster.v3.Cluster".into(),
         ..DeltaDiscoveryRequest::default()
     }

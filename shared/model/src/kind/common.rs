@@ -67,7 +67,10 @@ pub fn validate_target_ref(at: &str, target: &TargetRef, allowed: &[TargetKind],
                 out.add(format!("{at}.labels"), format!("must be set with kind {}", target.kind.as_str()));
             }
             if has_section && matches!(target.kind, TargetKind::MeshExternalService | TargetKind::MeshHTTPRoute) {
-                out.add(format!("{at}.sectionName"), format!("must not be set with kind {}", target.kind.as_str()));
+                out.add(
+                    format!("{at}.sectionName"),
+                    format!("must not be set with kind {}", target.kind.as_str()),
+                );
             }
         }
     }

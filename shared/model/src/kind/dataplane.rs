@@ -217,7 +217,11 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 impl Inbound {
     /// Section name of the inbound: its name, else its port as text.
     pub fn section(&self) -> String {
-        if self.name.is_empty() { self.port.to_string() } else { self.name.clone() }
+        if self.name.is_empty() {
+            self.port.to_string()
+        } else {
+            self.name.clone()
+        }
     }
 
     /// Traffic may be sent to it.
@@ -233,7 +237,11 @@ impl Inbound {
 
 impl Listener {
     pub fn section(&self) -> String {
-        if self.name.is_empty() { self.port.to_string() } else { self.name.clone() }
+        if self.name.is_empty() {
+            self.port.to_string()
+        } else {
+            self.name.clone()
+        }
     }
 }
 
@@ -262,7 +270,10 @@ impl Spec for Dataplane {
         if net.address.is_empty() {
             out.add("networking.address", "address can't be empty");
         } else if !is_address(&net.address) {
-            out.add("networking.address", "address has to be valid IP address or domain name and must not be 0.0.0.0 or ::");
+            out.add(
+                "networking.address",
+                "address has to be valid IP address or domain name and must not be 0.0.0.0 or ::",
+            );
         }
         validate_len("networking.inbound", &net.inbound, MAX_LIST, out);
         validate_len("networking.outbound", &net.outbound, MAX_LIST, out);
@@ -284,7 +295,10 @@ impl Spec for Dataplane {
             validate_ip(format!("{at}.serviceAddress"), &inbound.service_address, out);
             validate_ip(format!("{at}.address"), &inbound.address, out);
             if !matches!(inbound.protocol(), "tcp" | "http" | "http2" | "grpc" | "tls" | "kafka" | "mysql") {
-                out.add(format!("{at}.protocol"), "has an unknown value; must be one of: grpc, http, http2, kafka, mysql, tcp, tls");
+                out.add(
+                    format!("{at}.protocol"),
+                    "has an unknown value; must be one of: grpc, http, http2, kafka, mysql, tcp, tls",
+                );
             }
             if !inbound.name.is_empty() && !crate::name::is_dns1123_label(&inbound.name) {
                 out.add(format!("{at}.name"), "must be a valid DNS-1123 label");
@@ -292,7 +306,14 @@ impl Spec for Dataplane {
             if !names.insert(inbound.section()) {
                 out.add(format!("{at}.name"), "must be unique among inbounds and listeners");
             }
-            places.insert((if inbound.address.is_empty() { net.address.clone() } else { inbound.address.clone() }, inbound.port));
+            places.insert((
+                if inbound.address.is_empty() {
+                    net.address.clone()
+                } else {
+                    inbound.address.clone()
+                },
+                inbound.port,
+            ));
         }
         for (i, outbound) in net.outbound.iter().enumerate() {
             let at = format!("networking.outbound[{i}]");
@@ -302,8 +323,14 @@ impl Spec for Dataplane {
                 out.add(format!("{at}.backendRef"), "must be defined");
                 continue;
             };
-            if !matches!(backend.kind.as_str(), "MeshService" | "MeshExternalService" | "MeshMultiZoneService") {
-                out.add(format!("{at}.backendRef.kind"), "must be one of: MeshService, MeshExternalService, MeshMultiZoneService");
+            if !matches!(
+                backend.kind.as_str(),
+                "MeshService" | "MeshExternalService" | "MeshMultiZoneService"
+            ) {
+                out.add(
+                    format!("{at}.backendRef.kind"),
+                    "must be one of: MeshService, MeshExternalService, MeshMultiZoneService",
+                );
             }
             if backend.name.is_empty() && backend.labels.is_empty() {
                 out.add(format!("{at}.backendRef"), "name or labels must be defined");
@@ -322,7 +349,11 @@ impl Spec for Dataplane {
             if !names.insert(listener.section()) {
                 out.add(format!("{at}.name"), "must be unique among inbounds and listeners");
             }
-            let address = if listener.address.is_empty() { net.address.clone() } else { listener.address.clone() };
+            let address = if listener.address.is_empty() {
+                net.address.clone()
+            } else {
+                listener.address.clone()
+            };
             if !places.insert((address, listener.port)) {
                 out.add(at, "address and port must be unique among inbounds and listeners");
             }

@@ -132,7 +132,9 @@ pub struct EnvoyVersion {
 impl DataplaneInsight {
     /// A subscription is open.
     pub fn is_online(&self) -> bool {
-        self.subscriptions.iter().any(|s| s.connect_time.is_some() && s.disconnect_time.is_none())
+        self.subscriptions
+            .iter()
+            .any(|s| s.connect_time.is_some() && s.disconnect_time.is_none())
     }
 }
 

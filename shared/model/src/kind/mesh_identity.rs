@@ -126,7 +126,10 @@ impl Spec for MeshIdentity {
                     (Some(_), true) => out.add("provider.bundled", "must have only one of autogenerate, ca defined"),
                     (None, false) => out.add("provider.bundled", "must have one of autogenerate, ca defined"),
                     (None, true) if b.insecure_allow_self_signed != Some(true) => {
-                        out.add("provider.bundled.insecureAllowSelfSigned", "must be true when the CA is generated: it is self-signed");
+                        out.add(
+                            "provider.bundled.insecureAllowSelfSigned",
+                            "must be true when the CA is generated: it is self-signed",
+                        );
                     }
                     (Some(ca), false) => {
                         for (at, source) in [("certificate", &ca.certificate), ("privateKey", &ca.private_key)] {

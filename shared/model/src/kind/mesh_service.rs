@@ -134,7 +134,11 @@ pub struct ProxyCounts {
 impl Port {
     /// Section name of the port: its name, else the number as text.
     pub fn section(&self) -> String {
-        if self.name.is_empty() { self.port.to_string() } else { self.name.clone() }
+        if self.name.is_empty() {
+            self.port.to_string()
+        } else {
+            self.name.clone()
+        }
     }
 
     /// The Dataplane port it stands for; the same number when not said.

@@ -20,7 +20,9 @@ pub struct Secret {
 
 impl Secret {
     pub fn of(data: &[u8]) -> Self {
-        Self { data: Some(STANDARD.encode(data)) }
+        Self {
+            data: Some(STANDARD.encode(data)),
+        }
     }
 
     /// The decoded data; `None` when it is absent or no base64.

@@ -122,7 +122,9 @@ pub struct KdsStream {
 impl ZoneInsight {
     /// A subscription is open.
     pub fn is_online(&self) -> bool {
-        self.subscriptions.iter().any(|s| s.connect_time.is_some() && s.disconnect_time.is_none())
+        self.subscriptions
+            .iter()
+            .any(|s| s.connect_time.is_some() && s.disconnect_time.is_none())
     }
 }
 

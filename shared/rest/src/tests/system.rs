@@ -242,7 +242,14 @@ async fn a_federated_zone_makes_only_itself_and_its_own_administrator() {
     let memory = Memory::new(&site);
     ensure_defaults(&memory, &site, &Default::default()).await.unwrap();
     let names: Vec<String> = memory.now().durable.iter().map(|r| r.key.to_string()).collect();
-    assert_eq!(names, ["Zone/west", "GlobalSecret/admin-user-token", "GlobalSecret/user-token-signing-key-1"]);
+    assert_eq!(
+        names,
+        [
+            "Zone/west",
+            "GlobalSecret/admin-user-token",
+            "GlobalSecret/user-token-signing-key-1"
+        ]
+    );
 }
 
 #[tokio::test]

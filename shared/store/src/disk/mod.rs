@@ -71,6 +71,7 @@ pub trait Disk: Debug + Send + Sync + 'static {
 }
 
 /// An open file. Offsets and lengths in bytes.
+#[allow(clippy::len_without_is_empty, reason = "a file is asked for its length only to read it")]
 pub trait DiskFile: Debug + Send + Sync {
     /// Current length, synced or not.
     ///

@@ -38,6 +38,8 @@ const REQUEST_QUEUE: usize = 128;
 /// Interval of health checks when the global names none, as Kuma.
 const HEALTH_CHECK: Duration = Duration::from_secs(300);
 const HEALTH_CHECK_BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+/// Largest changeset, in bytes of its log entry; what the store takes at most is above it.
+const MAX_ENTRY: usize = 2 * 1024 * 1024;
 const HEALTH_CHECK_TIMEOUT: Duration = Duration::from_secs(10);
 
 type SyncClient = KdsSyncServiceClient<Channel>;
@@ -214,7 +216,8 @@ fn observe_down(client: &KdsClient, report: &receiver::Report) {
     }
 }
 
-/// Stores a batch of the global as one changeset, with the global's revision.
+/// Stores a batch of the global as one changeset, with the global's revision. One that is larger than a log entry may be is cut;
+/// then its last piece has the revision.
 #[derive(Clone)]
 struct ToStore {
     sink: Arc<dyn Sink>,
@@ -233,17 +236,10 @@ impl Applier for ToStore {
     fn apply(&self, batch: Box<Batch>) -> BoxFuture<'static, Outcome> {
         let this = self.clone();
         Box::pin(async move {
-            let mut refused = Vec::new();
-            if let Some(set) = batch.changeset(shell::request_id(), Timestamp::now(), "global") {
-                let (ops, global) = (set.ops.clone(), set.global);
-                let applied = shell::propose(this.sink.as_ref(), set, &this.cancel)
-                    .await
-                    .map_err(|err| err.to_string())?;
-                refused = shell::refused(&ops, &applied);
-                if let Some(at) = global {
-                    this.stages.record(STORED, &at.history.to_string(), at.revision, this.zone.as_str());
-                    this.status.send_modify(|status| status.global = Some(at));
-                }
+            let refused = shell::store(this.sink.as_ref(), batch.pieces(MAX_ENTRY), batch.global, "global", &this.cancel).await?;
+            if let Some(at) = batch.global {
+                this.stages.record(STORED, &at.history.to_string(), at.revision, this.zone.as_str());
+                this.status.send_modify(|status| status.global = Some(at));
             }
             this.source.observed().apply(Timestamp::now(), batch.observations);
             Ok(refused)

@@ -10,11 +10,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ursa_model::{
-    Kind, Resource, ResourceKey, Timestamp,
+    Kind, Resource, ResourceKey,
     kind::{Tier, mesh_trust::MeshTrust},
     wire::Incoming,
 };
-use ursa_state::{Catalog, Changeset, Expect, GlobalRevision, Mode, Op, Put, RequestId, observed::Observation};
+use ursa_state::{Catalog, Expect, GlobalRevision, Op, Put, observed::Observation};
 
 use super::{
     pending::{OfKind, Pending},
@@ -46,22 +46,6 @@ impl Batch {
     /// Nothing to store.
     pub fn is_empty(&self) -> bool {
         self.ops.is_empty() && self.observations.is_empty() && self.global.is_none()
-    }
-
-    /// One changeset for everything durable, with the peer's revision: a zone moves from revision to revision. `None` when there is
-    /// nothing durable. `id` and `at` are the proposer's.
-    pub fn changeset(&self, id: RequestId, at: Timestamp, actor: &str) -> Option<Changeset> {
-        if self.ops.is_empty() && self.global.is_none() {
-            return None;
-        }
-        Some(Changeset {
-            id,
-            at,
-            mode: Mode::Each,
-            ops: self.ops.clone(),
-            global: self.global,
-            actor: actor.to_owned(),
-        })
     }
 
     /// The ops in pieces of about `max_bytes` each (an op alone may be larger), in order.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::testing::{Memory, key, labels_of};
+use crate::testing::{Memory, each, key, labels_of};
 use serde_json::{Value, json};
 use ursa_model::labels::{DISPLAY_NAME, ORIGIN, Site as Made, ZONE};
 use ursa_proto::discovery::Resource;
@@ -125,8 +125,8 @@ fn delete_keys(batch: &Batch) -> Vec<&str> {
 
 /// Stores what a batch says, as the shell does.
 fn store(memory: &Memory, batch: &Batch) {
-    if let Some(set) = batch.changeset(ursa_state::RequestId(0), ursa_model::Timestamp(1), "") {
-        memory.change(set);
+    if !batch.ops.is_empty() || batch.global.is_some() {
+        memory.change(each(batch.ops.clone(), batch.global));
     }
     memory.observed.apply(ursa_model::Timestamp(1), batch.observations.clone());
 }

@@ -160,7 +160,6 @@ impl Applier for ToStore {
         let (inner, zone) = (self.inner.clone(), self.zone.clone());
         Box::pin(async move {
             let cancel = inner.parts.tasks.cancel_token();
-            let mut refused = Vec::new();
             let mut pieces = batch.pieces(MAX_ENTRY);
             if let Some(op) = batch.peer.and_then(|at| remember(&inner, &zone, at.history)) {
                 match pieces.first_mut() {
@@ -168,13 +167,8 @@ impl Applier for ToStore {
                     None => pieces.push(vec![op]),
                 }
             }
-            for ops in pieces {
-                let set = shell::changeset(ops.clone(), &format!("zone:{zone}"));
-                let applied = shell::propose(inner.parts.sink.as_ref(), set, &cancel)
-                    .await
-                    .map_err(|err| err.to_string())?;
-                refused.extend(shell::refused(&ops, &applied));
-            }
+            let actor = format!("zone:{zone}");
+            let refused = shell::store(inner.parts.sink.as_ref(), pieces, None, &actor, &cancel).await?;
             if !refused.is_empty() && zone_resource(&inner, &zone).is_none() {
                 return Err(format!("zone {zone} was deleted"));
             }
