@@ -9,6 +9,7 @@ use ursa_model::{
         dataplane::Dataplane, mesh_identity::MeshIdentity, mesh_service::MeshService, mesh_trust::MeshTrust,
         mesh_zone_address::MeshZoneAddress,
     },
+    labels,
 };
 use ursa_pki::Bundle;
 use ursa_policy::{Destinations, Parsed, Policies};
@@ -97,6 +98,8 @@ pub struct MeshWorld {
     pub policies: Policies,
     /// The services again, indexed.
     pub destinations: Arc<Destinations>,
+    /// The proxies again, by workload (label `kuma.io/workload`), by which almost every service selects.
+    pub by_workload: Arc<BTreeMap<String, Vec<Arc<Parsed<Dataplane>>>>>,
     /// What the trusts come to.
     pub trusted: Arc<Trusted>,
 }
@@ -203,6 +206,16 @@ fn same_list<T>(a: &[Arc<Parsed<T>>], b: &[Arc<Parsed<T>>]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
 }
 
+fn by_workload(dataplanes: &[Arc<Parsed<Dataplane>>]) -> BTreeMap<String, Vec<Arc<Parsed<Dataplane>>>> {
+    let mut out: BTreeMap<String, Vec<Arc<Parsed<Dataplane>>>> = BTreeMap::new();
+    for dataplane in dataplanes {
+        if let Some(workload) = dataplane.resource.label(labels::WORKLOAD) {
+            out.entry(workload.to_owned()).or_default().push(dataplane.clone());
+        }
+    }
+    out
+}
+
 impl MeshWorld {
     fn next(mesh: &str, old: Option<&Self>, view: &View, problems: &mut Vec<String>) -> Self {
         let empty = Self::default();
@@ -222,14 +235,18 @@ impl MeshWorld {
         } else {
             Arc::new(Destinations::new(services.iter().cloned()))
         };
+        let dataplanes = parse_all(view, Kind::Dataplane, mesh, &old_dataplanes, problems);
+        let by_workload = if same_list(&dataplanes, &old_dataplanes) {
+            old.by_workload.clone()
+        } else {
+            Arc::new(by_workload(&dataplanes))
+        };
         Self {
             mesh: mesh.into(),
             destinations,
+            by_workload,
             trusted,
-            dataplanes: parse_all(view, Kind::Dataplane, mesh, &old_dataplanes, problems)
-                .into_iter()
-                .map(|d| (d.resource.name().into(), d))
-                .collect(),
+            dataplanes: dataplanes.into_iter().map(|d| (d.resource.name().into(), d)).collect(),
             services,
             addresses: parse_all(view, Kind::MeshZoneAddress, mesh, &old.addresses, problems),
             identities: parse_all(view, Kind::MeshIdentity, mesh, &old.identities, problems),

@@ -344,3 +344,42 @@ async fn a_dataplane_that_is_deleted_under_its_proxy_comes_back() {
     responses.message().await.unwrap().unwrap();
     assert!(zone.store.view().get(&key).is_some());
 }
+
+/// The first request of a zone ingress that advertises an address.
+fn ingress_request() -> DeltaDiscoveryRequest {
+    let dataplane = json!({"type": "Dataplane", "mesh": MESH, "name": "ingress", "labels": {"kuma.io/workload": "zone-ingress"},
+        "networking": {"address": "127.0.2.2", "listeners": [{"type": "ZoneIngress", "port": 10001, "name": "ingress"}]}});
+    let mut request = first_request("default.ingress", Some(&dataplane.to_string()));
+    let text = |s: &str| prost_types::Value {
+        kind: Some(prost_types::value::Kind::StringValue(s.into())),
+    };
+    let advertised = [("ursa.io/advertised-address", "203.0.113.7"), ("ursa.io/advertised-port", "443")];
+    let fields = advertised.into_iter().map(|(k, v)| (k.to_owned(), text(v))).collect();
+    let dynamic = prost_types::Value {
+        kind: Some(prost_types::value::Kind::StructValue(prost_types::Struct { fields })),
+    };
+    let metadata = request.node.as_mut().unwrap().metadata.as_mut().unwrap();
+    metadata.fields.insert("dynamicMetadata".into(), dynamic);
+    request
+}
+
+#[tokio::test]
+async fn only_a_token_of_an_ingress_lets_a_proxy_publish_the_zones_address() {
+    let zone = TestZone::start().await;
+    let claims = |tags| DataplaneClaims {
+        name: "ingress".into(),
+        mesh: MESH.into(),
+        workload: "zone-ingress".into(),
+        tags,
+        ..DataplaneClaims::default()
+    };
+    let plain = zone.token(&claims(Default::default()));
+    let (_one, mut responses) = zone.stream(Some(&plain), ingress_request()).await;
+    responses.message().await.unwrap().unwrap();
+    assert_eq!(zone.store.view().list(Kind::MeshZoneAddress).count(), 0);
+    let tags = [("kuma.io/listener-zoneingress".to_owned(), vec!["enabled".to_owned()])];
+    let ingress = zone.token(&claims(tags.into_iter().collect()));
+    let (_two, mut responses) = zone.stream(Some(&ingress), ingress_request()).await;
+    responses.message().await.unwrap().unwrap();
+    zone.wait("the zone's address", |v| v.list(Kind::MeshZoneAddress).any(|a| a.spec["port"] == 443)).await;
+}

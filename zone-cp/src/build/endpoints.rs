@@ -1,7 +1,7 @@
 //! Endpoints of one port of a service: this zone's proxies, or the ingresses of the service's zone.
 //! Source: dataplane.md 2.4.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ursa_model::{
     kind::{
@@ -39,7 +39,7 @@ pub(super) fn local(mesh: &MeshWorld, service: &Parsed<MeshService>, port: &Port
     let target = port.target();
     // By zone and address, so that each appears once and the order is stable.
     let mut zones: BTreeMap<String, BTreeMap<Socket, Endpoint>> = BTreeMap::new();
-    for dataplane in mesh.dataplanes.values().filter(|d| selects(&service.spec, d)) {
+    for dataplane in candidates(mesh, &service.spec).filter(|d| selects(&service.spec, d)) {
         let inbounds = dataplane.spec.networking.inbound.iter();
         for inbound in inbounds.filter(|i| i.is_ready() && stands_for(i, &target)) {
             let Some(socket) = inbound_socket(dataplane, inbound) else {
@@ -66,6 +66,20 @@ pub(super) fn local(mesh: &MeshWorld, service: &Parsed<MeshService>, port: &Port
             })
             .collect(),
     }
+}
+
+/// The proxies that a service may select: those of its workload where it names one, else all.
+fn candidates<'a>(mesh: &'a MeshWorld, service: &MeshService) -> impl Iterator<Item = &'a Arc<Parsed<Dataplane>>> {
+    let workload = service
+        .selector
+        .dataplane_labels
+        .as_ref()
+        .and_then(|s| s.match_labels.get(labels::WORKLOAD));
+    let (some, all) = match workload {
+        Some(workload) if service.selector.dataplane_ref.is_none() => (mesh.by_workload.get(workload), None),
+        _ => (None, Some(mesh.dataplanes.values())),
+    };
+    some.into_iter().flatten().chain(all.into_iter().flatten())
 }
 
 /// The addresses of the ingresses of the service's zone.

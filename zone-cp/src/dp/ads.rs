@@ -287,7 +287,7 @@ impl AdsServer {
             .ok_or_else(|| Status::invalid_argument("the first request names no node"))?;
         let proxy =
             ProxyId::parse(&node.id).ok_or_else(|| Status::invalid_argument(format!("node id {:?} is not <mesh>.<name>", node.id)))?;
-        let meta = metadata::parse(node).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let mut meta = metadata::parse(node).map_err(|e| Status::invalid_argument(e.to_string()))?;
         if meta.proxy_type.as_deref().is_some_and(|t| t != "dataplane") {
             return Err(Status::invalid_argument("only proxies of type dataplane are served"));
         }
@@ -338,6 +338,10 @@ impl AdsServer {
                 Status::unauthenticated(Chain(&e).to_string())
             });
             auth::authenticate(&view, mesh, &proxy, &dataplane, token, now).map_err(refuse)?;
+            if meta.advertised.is_some() && !auth::may_advertise(&view, &proxy, token, now).map_err(refuse)? {
+                warn!(%proxy, "its token does not let it publish an address of the zone: the token needs the tag kuma.io/listener-zoneingress: enabled");
+                meta.advertised = None;
+            }
             if let Some(stored) = stored.filter(|s| s.labels != registered.labels) {
                 auth::may_replace(&view, &proxy, stored, token, now).map_err(refuse)?;
             }

@@ -108,6 +108,13 @@ pub fn may_replace(view: &View, proxy: &ProxyId, stored: &Resource, token: Optio
     check_bounds(&claims, proxy, stored).map_err(|denied| Denied::Taken(Box::new(denied)))
 }
 
+/// Whether a token lets its proxy publish an address of the zone: it must carry the tag of a zone ingress,
+/// `kuma.io/listener-zoneingress: enabled`. Otherwise any sidecar could draw the traffic of other zones to itself.
+pub fn may_advertise(view: &View, proxy: &ProxyId, token: Option<&str>, now: OffsetDateTime) -> Result<bool, Denied> {
+    let claims = claims(view, proxy, token, now)?;
+    Ok(claims.tags.get(labels::LISTENER_ZONE_INGRESS).is_some_and(|allowed| allowed.iter().any(|a| a == "enabled")))
+}
+
 fn claims(view: &View, proxy: &ProxyId, token: Option<&str>, now: OffsetDateTime) -> Result<DataplaneClaims, Denied> {
     let token = token
         .map(|t| t.strip_prefix("Bearer ").unwrap_or(t).trim())

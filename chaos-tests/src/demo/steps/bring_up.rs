@@ -106,7 +106,11 @@ async fn proxies(demo: &mut Demo) -> anyhow::Result<()> {
 
 /// The zone's key for these tokens comes from the global: right after the start it may still be on its way.
 async fn save_dataplane_token(demo: &Demo, api: &Api, proxy: &Proxy) -> anyhow::Result<()> {
-    let body = json!({"name": proxy.dataplane, "mesh": MESH, "type": "dataplane", "workload": proxy.workload, "validFor": TOKEN_VALIDITY});
+    let mut body = json!({"name": proxy.dataplane, "mesh": MESH, "type": "dataplane", "workload": proxy.workload, "validFor": TOKEN_VALIDITY});
+    if proxy.workload == "zone-ingress" {
+        // Lets it publish the zone's address.
+        body["tags"] = json!({"kuma.io/listener-zoneingress": ["enabled"]});
+    }
     let what = format!("a token for {} from zone {}", proxy.name, proxy.zone);
     wait_until(&what, SOON, POLL, async || {
         let got = save_token(api, "/tokens/dataplane", &body, &demo.places.token_file(&proxy.name)).await;

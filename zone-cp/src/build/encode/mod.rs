@@ -182,3 +182,46 @@ fn digest(kind: XdsType, name: &str, plan: &impl Serialize) -> [u8; 32] {
     debug_assert!(header.is_ok() && body.is_ok(), "a plan must be representable in JSON");
     out.0.finalize().into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resource(megabytes: usize) -> XdsResource {
+        XdsResource {
+            version: "0".into(),
+            bytes: vec![0; megabytes * 1024 * 1024].into(),
+        }
+    }
+
+    #[test]
+    fn the_cache_keeps_what_is_used_and_stays_bounded() {
+        let key = |n: u8| (XdsType::Cluster, [n; 32]);
+        let mut cache = Cache::default();
+        cache.insert(key(0), resource(1));
+        for n in 1..=40 {
+            cache.insert(key(n), resource(10));
+            assert!(cache.get(&key(0)).is_some(), "used all the time");
+            let held: usize = cache.young.values().chain(cache.old.values()).map(|r| r.bytes.len()).sum();
+            assert!(held <= 2 * GENERATION_BYTES);
+        }
+        assert!(cache.get(&key(1)).is_none(), "not used for long");
+        cache.insert(key(99), resource(33));
+        assert!(cache.get(&key(99)).is_none(), "too large to keep");
+    }
+
+    #[test]
+    fn versions_tell_name_type_and_content_apart() {
+        let version = |kind, name, content: &str| version(&digest(kind, name, &content));
+        let one = version(XdsType::Cluster, "a", "x");
+        assert_eq!(one, version(XdsType::Cluster, "a", "x"));
+        assert_eq!(one.len(), 16);
+        for other in [
+            version(XdsType::Listener, "a", "x"),
+            version(XdsType::Cluster, "b", "x"),
+            version(XdsType::Cluster, "a", "y"),
+        ] {
+            assert_ne!(one, other);
+        }
+    }
+}
