@@ -86,3 +86,55 @@ impl ZoneAuth for TokenAuth {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Memory;
+    use std::time::Duration;
+    use ursa_model::labels::Site;
+    use ursa_pki::token::{SigningKey, issue};
+    use ursa_state::Role;
+
+    #[test]
+    fn a_token_is_checked_with_the_keys_of_the_store() {
+        let memory = Memory::new(Role::Global, 1);
+        let put = |name: &str, text: &str| {
+            let spec = serde_json::to_value(Secret::of(text.as_bytes())).unwrap();
+            memory.put(Site::Global, Kind::GlobalSecret, "", name, spec);
+        };
+        let key = SigningKey::generate().unwrap();
+        put("zone-token-signing-key-2", &key.private_pem());
+        put("zone-token-signing-key-broken", "no key");
+        let token = |zone: &str, scope: &[&str], kid: &str| {
+            let claims = ZoneClaims {
+                zone: zone.into(),
+                scope: scope.iter().map(|s| (*s).to_owned()).collect(),
+            };
+            issue(&key, kid, &claims, Duration::from_secs(60), OffsetDateTime::now_utc()).unwrap()
+        };
+        let auth = TokenAuth::required(memory.views());
+        let east: ZoneName = "east".parse().unwrap();
+        let good = token("east", &[], "2");
+        assert_eq!(auth.check(&east, Some(&good.token)), Ok(()));
+        assert_eq!(auth.check(&east, Some(&token("east", &["ingress", "cp"], "2").token)), Ok(()));
+        assert!(matches!(
+            auth.check(&east, Some(&token("east", &["ingress"], "2").token)),
+            Err(Denied::Invalid(_))
+        ));
+        assert!(matches!(
+            auth.check(&east, Some(&token("east", &[], "3").token)),
+            Err(Denied::Invalid(_))
+        ));
+        assert_eq!(
+            auth.check(&east, Some(&token("west", &[], "2").token)),
+            Err(Denied::OtherZone { token_zone: "west".into() })
+        );
+        assert_eq!(auth.check(&east, None), Err(Denied::Missing));
+        let optional = TokenAuth::optional(memory.views());
+        assert_eq!(optional.check(&east, None), Ok(()));
+        assert!(optional.check(&east, Some("x")).is_err(), "a token that is sent must be good");
+        put("zone-token-revocations", &good.jti);
+        assert!(matches!(auth.check(&east, Some(&good.token)), Err(Denied::Invalid(_))));
+    }
+}

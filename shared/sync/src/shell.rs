@@ -276,14 +276,14 @@ pub(crate) async fn store(
     actor: &str,
     cancel: &CancellationToken,
 ) -> Outcome {
-    let mut todo = VecDeque::from(pieces);
-    if todo.is_empty() && global.is_some() {
-        todo.push_back(Vec::new());
+    let mut left = VecDeque::from(pieces);
+    if left.is_empty() && global.is_some() {
+        left.push_back(Vec::new());
     }
     let mut refused = Vec::new();
-    while let Some(mut ops) = todo.pop_front() {
+    while let Some(mut ops) = left.pop_front() {
         let mut set = changeset(ops.clone(), actor);
-        set.global = global.filter(|_| todo.is_empty());
+        set.global = global.filter(|_| left.is_empty());
         match propose(sink, set, cancel).await {
             Ok(applied) => refused.extend(ops.iter().zip(&applied.results).filter_map(|(op, result)| match result {
                 OpResult::Refused(why) => Some((op.key().clone(), why.to_string())),
@@ -291,14 +291,14 @@ pub(crate) async fn store(
             })),
             Err(SinkError::Refused(why)) if ops.len() == 1 => {
                 refused.extend(ops.first().map(|op| (op.key().clone(), why)));
-                if todo.is_empty() && global.is_some() {
-                    todo.push_back(Vec::new());
+                if left.is_empty() && global.is_some() {
+                    left.push_back(Vec::new());
                 }
             }
             Err(SinkError::Refused(_)) if ops.len() > 1 => {
                 let second = ops.split_off(ops.len() / 2);
-                todo.push_front(second);
-                todo.push_front(ops);
+                left.push_front(second);
+                left.push_front(ops);
             }
             Err(err) => return Err(err.to_string()),
         }
@@ -314,5 +314,64 @@ pub(crate) async fn barrier(sink: &dyn Sink) -> Result<(), Status> {
         Err(late) => Err(Status::unavailable(format!(
             "the store does not confirm that it is up to date: {late}"
         ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Memory, key, put_op};
+    use futures::FutureExt;
+    use serde_json::json;
+    use ursa_model::{Kind, Labels};
+    use ursa_state::{HistoryId, Role};
+
+    /// Takes at most three ops, and never the one called `big`.
+    struct Picky(Memory);
+
+    impl Sink for Picky {
+        fn apply(&self, set: Changeset) -> BoxFuture<'_, Result<Applied, SinkError>> {
+            let bad = set.ops.len() > 3 || set.ops.iter().any(|op| op.key().name() == "big");
+            let result = if bad {
+                Err(SinkError::Refused("too large".into()))
+            } else {
+                Ok(self.0.change(set))
+            };
+            futures::future::ready(result).boxed()
+        }
+
+        fn barrier(&self) -> BoxFuture<'_, Result<(), SinkError>> {
+            futures::future::ready(Ok(())).boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_too_large_is_cut_and_refused_alone() {
+        let sink = Picky(Memory::new(Role::Zone, 1));
+        let names = ["a", "b", "c", "d", "e", "f", "big"];
+        let op = |name: &&str| put_op(key(Kind::Mesh, "", name), Labels::new(), json!({}));
+        let global = GlobalRevision {
+            history: HistoryId(7),
+            revision: 3,
+        };
+        let pieces = vec![names.iter().map(op).collect()];
+        let refused = store(&sink, pieces, Some(global), "", &CancellationToken::new()).await.unwrap();
+        assert_eq!(refused, [(key(Kind::Mesh, "", "big"), "too large".to_owned())]);
+        assert_eq!(sink.0.view().list(Kind::Mesh).count(), 6);
+        assert_eq!(sink.0.view().global(), Some(global), "the revision comes with the last piece");
+    }
+
+    #[test]
+    fn no_end_of_a_stream_is_ok() {
+        let ends = [
+            End::Cancelled,
+            End::PeerClosed,
+            End::SourceGone,
+            End::Transport(Status::ok("")),
+            End::Transport(Status::internal("x")),
+            End::Closed(Close::Protocol(String::new())),
+            End::Closed(Close::Store(String::new())),
+        ];
+        assert!(ends.iter().all(|end| end.status().code() != tonic::Code::Ok));
     }
 }
