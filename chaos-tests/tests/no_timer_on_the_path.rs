@@ -255,7 +255,9 @@ async fn sync_down(memory: Memory, channel: Channel) {
             match action {
                 receiver::Action::Send(message) => tx.send(message).await.unwrap(),
                 receiver::Action::Apply(batch) => {
-                    if let Some(set) = batch.changeset(RequestId(rand::random()), Timestamp::now(), "global") {
+                    if !batch.ops.is_empty() || batch.global.is_some() {
+                        let mut set = Changeset::each(RequestId(rand::random()), Timestamp::now(), batch.ops.clone());
+                        set.global = batch.global;
                         memory.change(set);
                     }
                     memory.observed.apply(Timestamp::now(), batch.observations);

@@ -32,8 +32,7 @@ pub async fn run(config: Config) -> Result<ExitStatus> {
         tls: config.tls.clone(),
         addresses: vec![config.api.address, config.kds.address],
     };
-    let host = Host::open(host_config, config.diagnostics.address).await?;
-    let serving = host.readiness.guard("servers");
+    let (host, serving) = Host::open(host_config, config.diagnostics.address).await?;
     host.ensure_defaults(&Site::Global).await?;
 
     let views = host.plane.store.subscribe();

@@ -65,8 +65,7 @@ pub async fn run(config: Config) -> Result<ExitStatus> {
         tls: config.tls.clone(),
         addresses: vec![config.api.address, config.dp_server.address],
     };
-    let host = Host::open(host_config, config.diagnostics.address).await?;
-    let serving = host.readiness.guard("servers");
+    let (host, serving) = Host::open(host_config, config.diagnostics.address).await?;
     host.ensure_defaults(&site).await?;
 
     let store: Arc<dyn Propose> = Arc::new(ProposeToStore(host.plane.clone()));

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tracing::{info, warn};
 use ursa_rest::{Api, Info, Site, bootstrap};
 use ursa_runtime::{
-    Backoff, Readiness, SharedRegistry, Stages,
+    Backoff, Readiness, ReadinessGuard, SharedRegistry, Stages,
     diagnostics::{self, new_registry},
     error::Chain,
     fs,
@@ -51,16 +51,17 @@ pub struct Host {
 }
 
 impl Host {
-    /// Opens the data folder and the store. Diagnostics are served first, so that a slow start can be watched.
+    /// Opens the data folder and the store. Diagnostics are served first, so that a slow start can be watched. The process is not
+    /// ready before the guard is: the caller drops it when its servers are up.
     ///
     /// # Errors
     /// A port is taken, files cannot be made, the store does not open: each with the way out.
-    pub async fn open(config: HostConfig, diagnostics_address: SocketAddr) -> Result<Self> {
+    pub async fn open(config: HostConfig, diagnostics_address: SocketAddr) -> Result<(Self, ReadinessGuard)> {
         let tasks = Tasks::new();
         let readiness = Readiness::until(tasks.cancel_token());
         let (registry, stages) = (new_registry(), Stages::new(STAGES));
         tasks.register_metrics(&mut registry.lock());
-        let starting = readiness.guard("store");
+        let (starting, serving_guard) = (readiness.guard("store"), readiness.guard("servers"));
         let listener = bind(diagnostics_address, "diagnostics").await?;
         let router = diagnostics::router(readiness.clone(), registry.clone(), stages.clone());
         let serving = tasks.clone();
@@ -79,7 +80,7 @@ impl Host {
             .with_context(|| format!("store in {}", config.data_dir.display()))?;
         starting.ready();
         info!(revision = store.view().revision(), resources = store.view().len(), "store is open");
-        Ok(Self {
+        let host = Self {
             tasks,
             readiness,
             registry,
@@ -88,7 +89,8 @@ impl Host {
             plane: Plane::new(config.role, store),
             instance_id: uuid::Uuid::new_v4().to_string(),
             data_dir: config.data_dir,
-        })
+        };
+        Ok((host, serving_guard))
     }
 
     /// Creates the resources that every control plane starts with, and writes the administrator's token beside the data.
