@@ -381,5 +381,8 @@ async fn only_a_token_of_an_ingress_lets_a_proxy_publish_the_zones_address() {
     let ingress = zone.token(&claims(tags.into_iter().collect()));
     let (_two, mut responses) = zone.stream(Some(&ingress), ingress_request()).await;
     responses.message().await.unwrap().unwrap();
-    zone.wait("the zone's address", |v| v.list(Kind::MeshZoneAddress).any(|a| a.spec["port"] == 443)).await;
+    zone.wait("the zone's address", |v| {
+        v.list(Kind::MeshZoneAddress).any(|a| a.spec["port"] == 443)
+    })
+    .await;
 }

@@ -449,6 +449,17 @@ fn inbounds_are_plain_without_identity_and_closed_while_one_is_missing() {
     early.delete(Kind::MeshTrust, "trust-west");
     assert!(early.plan("backend-1").listeners[INBOUND].chains[0].tls.is_none());
 
+    // Nor does one that only names identities, for a migration.
+    let naming = json!({"selector": {"dataplane": {"matchLabels": {}}}});
+    early.put_trust("west");
+    early.put(
+        Kind::MeshIdentity,
+        &ursa_model::hash::hashed("default", "identity", &[]),
+        label_map([]),
+        naming,
+    );
+    assert!(early.plan("backend-1").listeners[INBOUND].chains[0].tls.is_none());
+
     // The authority is there and the certificate is not: nothing is let in.
     west.svids.clear();
     let plan = west.plan("backend-1");

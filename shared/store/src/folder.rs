@@ -1,5 +1,5 @@
 //! The data folder of a node: `VERSION`, `node.json`, `log/`, `snapshots/`, `cache/`.
-//! In: the folder and who we are. Out: a locked folder that is ours.
+//! In: the folder and who we are. Out: a folder that is ours, and the lock on it.
 //! Invariant: a folder of a newer version, of another node, or one that has lost its log is refused before anything in it is changed.
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -26,13 +26,12 @@ struct Node {
     history: Option<HistoryId>,
 }
 
-/// A folder that is ours for as long as this lives.
+/// A folder that was found to be ours. It stays so for as long as the lock lives that comes with it; whoever writes the log holds it.
 #[derive(Debug)]
 pub struct Folder {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     node: Node,
-    _lock: Option<DataLock>,
 }
 
 impl Folder {
@@ -40,7 +39,7 @@ impl Folder {
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub fn open(disk: Arc<dyn Disk>, dir: &Path, node_id: u64) -> Result<Self, OpenError> {
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path, node_id: u64) -> Result<(Self, Option<DataLock>), OpenError> {
         let io = |action, path: &Path| {
             let path = path.to_owned();
             move |source| OpenError::Io { action, path, source }
@@ -105,10 +104,9 @@ impl Folder {
             disk,
             dir: dir.to_owned(),
             node,
-            _lock: lock,
         };
         folder.write_node().map_err(io("write", &node_file))?;
-        Ok(folder)
+        Ok((folder, lock))
     }
 
     /// A part of the folder.
@@ -163,7 +161,7 @@ mod tests {
     const DIR: &str = "/node";
 
     fn open(disk: &SimDisk, node_id: u64) -> Result<Folder, OpenError> {
-        Folder::open(Arc::new(disk.clone()), Path::new(DIR), node_id)
+        Folder::open(Arc::new(disk.clone()), Path::new(DIR), node_id).map(|(folder, _)| folder)
     }
 
     #[test]

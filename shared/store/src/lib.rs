@@ -23,7 +23,7 @@ mod error;
 mod folder;
 mod keeper;
 pub mod log;
-pub mod raft;
+mod raft;
 pub mod snapshot;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]

@@ -131,7 +131,7 @@ pub(crate) struct Inner {
     pub(crate) closing: CancellationToken,
     /// Told when a call found the core dead.
     pub(crate) fatal: Arc<Notify>,
-    folder: tokio::sync::Mutex<Option<Folder>>,
+    closed: tokio::sync::Mutex<bool>,
 }
 
 impl From<Arc<Inner>> for Store {
@@ -155,9 +155,10 @@ struct Stored {
 }
 
 fn open_stored(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Stored, OpenError> {
-    let folder = Folder::open(disk.clone(), &config.data_dir, config.node_id)?;
+    let (folder, lock) = Folder::open(disk.clone(), &config.data_dir, config.node_id)?;
     let (snapshots, loaded, mut damaged) = Snapshots::open(disk.clone(), &folder.part("snapshots"))?;
-    let log: Log<Entry> = Log::open(disk.clone(), &folder.part("log"), config.log)?;
+    let guard = lock.map(|lock| Box::new(lock) as log::Guard);
+    let log: Log<Entry> = Log::open(disk.clone(), &folder.part("log"), config.log, guard)?;
     let state = log.state();
     // Whoever has a history has voted.
     if state.vote.is_none() && (folder.is_used() || loaded.is_some()) {
@@ -228,11 +229,11 @@ impl Store {
                 recovered: AtomicBool::new(false),
                 closing: CancellationToken::new(),
                 fatal: Arc::new(Notify::new()),
-                folder: tokio::sync::Mutex::new(Some(folder)),
+                closed: tokio::sync::Mutex::new(false),
             }),
         };
         store.form_group().await?;
-        store.recover(&*disk).await?;
+        store.recover(&*disk, folder).await?;
         crate::keeper::spawn(&store, tasks);
         Ok(store)
     }
@@ -256,7 +257,7 @@ impl Store {
         Ok(())
     }
 
-    async fn recover(&self, disk: &dyn Disk) -> Result<(), OpenError> {
+    async fn recover(&self, disk: &dyn Disk, mut folder: Folder) -> Result<(), OpenError> {
         let Inner { raft, config, .. } = &*self.inner;
         let sole = raft.voter_ids().eq([config.node_id]);
         if config.first_start == FirstStart::WaitToBeAdded && raft.voter_ids().next().is_none() {
@@ -280,20 +281,14 @@ impl Store {
             tracing::info!(%history, "a new history begins");
         }
         let history = self.view().history_id();
-        if history == HistoryId::default() {
-            return Ok(());
-        }
-        // Taken in a statement of its own: in the condition its guard would live as long as the block, which locks again.
-        let taken = self.inner.folder.lock().await.take();
-        if let Some(mut folder) = taken {
+        if history != HistoryId::default() {
             let path = folder.part("node.json");
-            let noted = crate::disk::run(disk, move || folder.used_for(history).map(|()| folder)).await;
-            let folder = noted.map_err(|source| OpenError::Io {
+            let noted = crate::disk::run(disk, move || folder.used_for(history)).await;
+            noted.map_err(|source| OpenError::Io {
                 action: "write",
                 path,
                 source,
             })?;
-            *self.inner.folder.lock().await = Some(folder);
         }
         Ok(())
     }
@@ -452,17 +447,23 @@ impl Store {
     /// The log could not be closed; what was acknowledged is safe all the same.
     pub async fn shutdown(&self) -> Result<(), Error> {
         self.inner.closing.cancel();
-        let mut folder = self.inner.folder.lock().await;
-        let Some(held) = folder.take() else { return Ok(()) };
+        let mut closed = self.inner.closed.lock().await;
+        if *closed {
+            return Ok(());
+        }
+        *closed = true;
         if let Err(error) = self.inner.raft.shutdown().await {
             tracing::warn!(%error, "the core of the store ended badly");
         }
-        let closed = self.inner.log.close().await;
         if let Some(cache) = &self.inner.cache {
             cache.close().await;
         }
-        drop(held);
-        closed.map_err(|error| Error::Stopped(Chain(&error).to_string()))
+        // Last: with the log goes the lock on the folder.
+        self.inner
+            .log
+            .close()
+            .await
+            .map_err(|error| Error::Stopped(Chain(&error).to_string()))
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {

@@ -35,7 +35,8 @@ pub use plan::Plan;
 
 use plan::{Listener, Socket};
 
-/// The configuration of a proxy; `None` when the world has no such proxy. `encoder` only saves work.
+/// The configuration of a proxy; `None` when the world has no such proxy. `encoder` only saves work. Of the world it reads the
+/// zone's name, the proxy's mesh and the proxy's certificate, and for the record its revisions.
 pub fn build(world: &World, proxy: &ProxyId, encoder: &Encoder) -> Option<ProxySnapshot> {
     plan(world, proxy).map(|plan| encoder.snapshot(world, plan))
 }

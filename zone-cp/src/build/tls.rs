@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ursa_model::{
     kind::{
         dataplane::Dataplane,
+        mesh_identity::ProviderType,
         mesh_service::{IdentityType, MeshService, MeshServiceStatus, Port, TlsReadiness},
     },
     sni::sni,
@@ -83,19 +84,24 @@ pub(super) fn security(
     })
 }
 
-/// Without a certificate a proxy is plain only as long as none can be issued to it: no identity selects it, or the identity's
-/// authority does not exist yet (its MeshTrust comes with it).
+/// Without a certificate a proxy is plain only as long as none is meant for it: no identity selects it, or one that issues
+/// nothing, or one whose authority does not exist yet (its MeshTrust comes with it).
 fn without_certificate(world: &World, mesh: &MeshWorld, dataplane: &Parsed<Dataplane>) -> Security {
     let Some(chosen) = identity::of_proxy(mesh, dataplane).first().copied() else {
         return Security::None;
     };
+    let name = chosen.resource.name();
+    match chosen.spec.provider.as_ref().map(|p| p.kind) {
+        None => return Security::None,
+        Some(ProviderType::Bundled) => {}
+        Some(ProviderType::Spire | ProviderType::Extension) => {
+            return Security::Broken(format!("the provider of MeshIdentity {name} is not supported"));
+        }
+    }
     let ready =
         identity::trust_domain(chosen, world.zone.as_str()).is_ok_and(|domain| mesh.trusts.iter().any(|t| t.spec.trust_domain == domain));
     if ready {
-        Security::Broken(format!(
-            "MeshIdentity {} selects it, and no certificate is issued to it",
-            chosen.resource.name()
-        ))
+        Security::Broken(format!("MeshIdentity {name} selects it, and no certificate is issued to it"))
     } else {
         Security::None
     }

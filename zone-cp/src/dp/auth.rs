@@ -112,7 +112,10 @@ pub fn may_replace(view: &View, proxy: &ProxyId, stored: &Resource, token: Optio
 /// `kuma.io/listener-zoneingress: enabled`. Otherwise any sidecar could draw the traffic of other zones to itself.
 pub fn may_advertise(view: &View, proxy: &ProxyId, token: Option<&str>, now: OffsetDateTime) -> Result<bool, Denied> {
     let claims = claims(view, proxy, token, now)?;
-    Ok(claims.tags.get(labels::LISTENER_ZONE_INGRESS).is_some_and(|allowed| allowed.iter().any(|a| a == "enabled")))
+    Ok(claims
+        .tags
+        .get(labels::LISTENER_ZONE_INGRESS)
+        .is_some_and(|allowed| allowed.iter().any(|a| a == "enabled")))
 }
 
 fn claims(view: &View, proxy: &ProxyId, token: Option<&str>, now: OffsetDateTime) -> Result<DataplaneClaims, Denied> {

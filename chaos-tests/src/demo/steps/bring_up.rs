@@ -106,7 +106,8 @@ async fn proxies(demo: &mut Demo) -> anyhow::Result<()> {
 
 /// The zone's key for these tokens comes from the global: right after the start it may still be on its way.
 async fn save_dataplane_token(demo: &Demo, api: &Api, proxy: &Proxy) -> anyhow::Result<()> {
-    let mut body = json!({"name": proxy.dataplane, "mesh": MESH, "type": "dataplane", "workload": proxy.workload, "validFor": TOKEN_VALIDITY});
+    let mut body =
+        json!({"name": proxy.dataplane, "mesh": MESH, "type": "dataplane", "workload": proxy.workload, "validFor": TOKEN_VALIDITY});
     if proxy.workload == "zone-ingress" {
         // Lets it publish the zone's address.
         body["tags"] = json!({"kuma.io/listener-zoneingress": ["enabled"]});

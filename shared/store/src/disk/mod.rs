@@ -77,7 +77,7 @@ pub trait DiskFile: Debug + Send + Sync {
     ///
     /// # Errors
     /// The file cannot be asked.
-    fn len(&self) -> io::Result<u64>;
+    fn size(&self) -> io::Result<u64>;
 
     /// Fills `buf` from `offset` on; fewer bytes than asked only at the end of the file.
     ///
@@ -118,7 +118,7 @@ pub fn read_file(disk: &dyn Disk, path: &Path, limit: u64) -> io::Result<Vec<u8>
 /// # Errors
 /// It cannot be read, or is longer than `limit` bytes.
 pub fn read_all(file: &dyn DiskFile, limit: u64) -> io::Result<Vec<u8>> {
-    let len = file.len()?;
+    let len = file.size()?;
     if len > limit {
         return Err(io::Error::new(
             io::ErrorKind::FileTooLarge,

@@ -441,7 +441,7 @@ struct SimFile {
 }
 
 impl DiskFile for SimFile {
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         let mut state = self.disk.enter(false)?;
         state.powered()?;
         Ok(state.inode(self.inode)?.live.len() as u64)
@@ -521,7 +521,7 @@ mod tests {
             let (disk, file) = disk_with(b"safe", seed);
             file.write_at(4, b"+more").unwrap();
             let disk = disk.power_loss();
-            assert!(file.len().is_err(), "handles from before are dead");
+            assert!(file.size().is_err(), "handles from before are dead");
             let after = super::super::read_file(&disk, Path::new("/d/f"), 100).unwrap();
             assert!(after.starts_with(b"safe"), "{after:?}");
             kept += u32::from(after == b"safe+more");

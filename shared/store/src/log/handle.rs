@@ -17,6 +17,9 @@ use crate::disk::{self, Disk};
 /// Called once the job is durable, or never will be. Runs on the writer's thread: it must not block.
 pub type Done = Box<dyn FnOnce(Result<(), Failure>) + Send>;
 
+/// Kept until the writer has ended, such as the lock on the folder: nobody else may write before.
+pub type Guard = Box<dyn std::any::Any + Send>;
+
 /// What the log says about itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogState {
@@ -39,7 +42,8 @@ pub struct Log<E> {
 
 enum Queue<E> {
     /// A thread of its own, for disks that wait. It takes all that is queued as one batch: while one batch syncs, the next collects.
-    Thread(mpsc::Sender<Job<E>>),
+    /// Its receiver is told, by an error, when the thread has ended.
+    Thread(mpsc::Sender<Job<E>>, watch::Receiver<()>),
     /// In the caller, for disks that do not.
     Inline(Arc<Mutex<Writer<E>>>),
 }
@@ -47,7 +51,7 @@ enum Queue<E> {
 impl<E> Clone for Log<E> {
     fn clone(&self) -> Self {
         let queue = match &self.queue {
-            Queue::Thread(sender) => Queue::Thread(sender.clone()),
+            Queue::Thread(sender, ended) => Queue::Thread(sender.clone(), ended.clone()),
             Queue::Inline(writer) => Queue::Inline(writer.clone()),
         };
         Self {
@@ -66,25 +70,28 @@ impl<E> std::fmt::Debug for Log<E> {
 }
 
 impl<E: Item> Log<E> {
-    /// Opens the log in `dir`, making it if it is not there. Blocks on the disk.
+    /// Opens the log in `dir`, making it if it is not there. Blocks on the disk. `guard` is dropped when nothing can be written any
+    /// more: with [`Log::close`], or some time after the last handle is gone.
     ///
     /// # Errors
     /// See [`Error`]; a torn tail is none.
-    pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options) -> Result<Self, Error> {
-        let writer = recover::open(&disk, dir, options)?;
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, guard: Option<Guard>) -> Result<Self, Error> {
+        let mut writer = recover::open(&disk, dir, options)?;
+        writer.guard = guard;
         let memory = writer.memory.clone();
         let dir_name: Arc<Path> = dir.into();
         let queue = if disk.waits() {
             let (sender, receiver) = mpsc::channel(options.queue.max(1));
+            let (running, ended) = watch::channel(());
             let spawned = std::thread::Builder::new()
                 .name("log-writer".to_owned())
-                .spawn(move || run(writer, receiver));
+                .spawn(move || run(writer, receiver, running));
             spawned.map_err(|source| Error::Io {
                 action: "start the writer of",
                 path: dir.to_owned(),
                 source,
             })?;
-            Queue::Thread(sender)
+            Queue::Thread(sender, ended)
         } else {
             Queue::Inline(Arc::new(Mutex::new(writer)))
         };
@@ -158,7 +165,12 @@ impl<E: Item> Log<E> {
     /// # Errors
     /// It was not in order.
     pub async fn close(&self) -> Result<(), Error> {
-        self.submit_and_wait(Op::Close).await
+        self.submit_and_wait(Op::Close).await?;
+        if let Queue::Thread(_, ended) = &self.queue {
+            // Nothing is ever sent: this returns when the thread has ended, and with it what it guarded.
+            let _ = ended.clone().changed().await;
+        }
+        Ok(())
     }
 
     /// The entries of `range` that exist, oldest first: at least one, then as many as fit in `limit` bytes.
@@ -195,7 +207,7 @@ impl<E: Item> Log<E> {
 
     async fn submit(&self, op: Op<E>, done: Option<Done>) -> Result<(), Error> {
         match &self.queue {
-            Queue::Thread(sender) => {
+            Queue::Thread(sender, _) => {
                 let closed = |_| self.memory.lock().failed().unwrap_or(Failure::Disk("its writer ended".to_owned()));
                 let permit = sender.reserve().await.map_err(closed)?;
                 // Under one lock, so that memory and queue have the same order.
@@ -243,7 +255,7 @@ fn admit<E: Item>(memory: &mut Memory<E>, op: &Op<E>) -> Result<(), Error> {
 }
 
 /// The writer's thread.
-fn run<E: Item>(mut writer: Writer<E>, mut queue: mpsc::Receiver<Job<E>>) {
+fn run<E: Item>(mut writer: Writer<E>, mut queue: mpsc::Receiver<Job<E>>, running: watch::Sender<()>) {
     let memory = writer.memory.clone();
     let limit = writer.options.batch_bytes;
     let work = std::panic::AssertUnwindSafe(|| {
@@ -266,6 +278,8 @@ fn run<E: Item>(mut writer: Writer<E>, mut queue: mpsc::Receiver<Job<E>>) {
     if std::panic::catch_unwind(work).is_err() {
         memory.lock().fail(Failure::Disk("its writer panicked".to_owned()));
     }
+    drop(writer.guard.take());
+    drop(running);
 }
 
 fn weight<E: Item>(op: &Op<E>) -> usize {

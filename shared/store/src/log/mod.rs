@@ -22,7 +22,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 pub use error::{Error, Failure};
-pub use handle::{Done, Log, LogState};
+pub use handle::{Done, Guard, Log, LogState};
 
 /// Position of an entry: the term of the leader that proposed it, and its index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -86,6 +86,7 @@ pub(super) fn open<E: Item>(disk: &Arc<dyn Disk>, dir: &Path, options: Options) 
         head,
         newest_in,
         buf: Vec::new(),
+        guard: None,
     };
     remove_leftovers(&**disk, dir, &numbers, writer.head.first_segment);
     Ok(writer)
@@ -112,6 +113,7 @@ fn create<E: Item>(disk: &Arc<dyn Disk>, dir: &Path, options: Options) -> Result
         },
         newest_in: BTreeMap::new(),
         buf: Vec::new(),
+        guard: None,
     };
     writer.open_current();
     writer.flush_head().map_err(failed("write", &path))?;

@@ -53,7 +53,7 @@ fn small() -> Options {
 }
 
 fn open(disk: &SimDisk) -> Result<Log<Text>, Error> {
-    Log::open(Arc::new(disk.clone()), Path::new(DIR), small())
+    Log::open(Arc::new(disk.clone()), Path::new(DIR), small(), None)
 }
 
 fn now<F: Future>(future: F) -> F::Output {
@@ -541,7 +541,7 @@ async fn concurrent_writers_share_syncs_on_a_real_disk_and_all_is_found_again() 
         cache_bytes: 4 << 10,
         ..Options::default()
     };
-    let log = Log::open(disk.clone(), dir.path(), options).unwrap();
+    let log = Log::open(disk.clone(), dir.path(), options, None).unwrap();
     let mut waiting = Vec::new();
     for index in 0..2000 {
         let (sender, receiver) = tokio::sync::oneshot::channel();
@@ -556,7 +556,7 @@ async fn concurrent_writers_share_syncs_on_a_real_disk_and_all_is_found_again() 
     assert_eq!(all.len(), 2000);
     // Dropped, not closed: as if killed.
     drop(log);
-    let log: Log<Text> = Log::open(disk, dir.path(), options).unwrap();
+    let log: Log<Text> = Log::open(disk, dir.path(), options, None).unwrap();
     assert_eq!(log.read(0..2000, usize::MAX).await.unwrap(), all);
     log.close().await.unwrap();
     assert!(matches!(

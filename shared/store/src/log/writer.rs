@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::handle::Done;
+use super::handle::{Done, Guard};
 use super::memory::{Memory, Place};
 use super::record::{self, Content};
 use super::segment::{self, Head};
@@ -65,6 +65,8 @@ pub(super) struct Writer<E> {
     /// Greatest index of an entry in each file, `None` if it has none.
     pub newest_in: BTreeMap<u64, Option<u64>>,
     pub buf: Vec<u8>,
+    /// Held for as long as anything may be written.
+    pub guard: Option<Guard>,
 }
 
 impl<E: Item> Writer<E> {

@@ -20,7 +20,7 @@ fn options() -> Options {
 }
 
 fn build(disk: Arc<dyn Disk>, dir: &Path) -> (Entries, Machine) {
-    let log = Log::open(disk.clone(), &dir.join("log"), options()).unwrap();
+    let log = Log::open(disk.clone(), &dir.join("log"), options(), None).unwrap();
     let (snapshots, loaded, _) = Snapshots::open(disk.clone(), &dir.join("snapshots")).unwrap();
     (Entries::new(log), Machine::new(disk, Arc::new(snapshots), loaded).unwrap())
 }

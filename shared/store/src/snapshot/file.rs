@@ -131,7 +131,7 @@ impl Intact {
             path: path.to_owned(),
             reason: reason.to_owned(),
         };
-        let len = file.len().map_err(io)?;
+        let len = file.size().map_err(io)?;
         let mut header = [0; HEADER];
         if file.read_at(0, &mut header).map_err(io)? < HEADER || !header.starts_with(MAGIC) {
             return Err(damaged("it does not begin as a snapshot"));
@@ -192,7 +192,7 @@ impl Intact {
 
     /// Copies the bytes into an empty file.
     pub(super) fn copy_to(&self, to: &dyn DiskFile) -> io::Result<()> {
-        let len = self.file.len()?;
+        let len = self.file.size()?;
         let mut offset = 0;
         let mut buf = vec![0; CHUNK];
         while offset < len {

@@ -103,6 +103,22 @@ async fn what_was_acknowledged_survives_kill_minus_9() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_is_only_dropped_lets_go_of_its_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await.unwrap();
+    write(&store, "a", 7).await.unwrap();
+    drop(store);
+    let deadline = tokio::time::Instant::now() + super::PATIENCE;
+    let store = loop {
+        match open(dir.path()).await {
+            Err(OpenError::Locked(_)) if tokio::time::Instant::now() < deadline => tokio::task::yield_now().await,
+            opened => break opened.unwrap(),
+        }
+    };
+    assert_eq!(value(&store.view(), "a"), Some(7));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn damage_to_the_log_names_file_and_offset() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path()).await.unwrap();

@@ -1,4 +1,6 @@
 //! The whole store: what users of it rely on, over the simulated disk and over files.
+#![allow(clippy::disallowed_methods, reason = "tests of concurrent callers and of a process that is killed")]
+mod bench;
 mod crash;
 mod files;
 mod serve;
@@ -57,14 +59,4 @@ fn picture(view: &View) -> impl PartialEq + std::fmt::Debug + use<> {
         .map(|changes| changes.as_ref().clone())
         .collect();
     (view.history_id(), view.revision(), view.floor(), view.time(), resources, history)
-}
-
-/// Waits for a condition on the status.
-async fn wait(store: &Store, what: &str, condition: impl Fn(&Store) -> bool) {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while !condition(store) {
-        assert!(tokio::time::Instant::now() < deadline, "{what}: {:?}", store.status());
-        tokio::task::yield_now().await;
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
 }

@@ -6,7 +6,8 @@ use ursa_runtime::lease::Deadline;
 use ursa_runtime::tasks::{StopReason, Tasks};
 use ursa_state::{Expect, HistoryId, OpError};
 
-use super::{key, picture, put, put_expecting, set, value, wait, write};
+use super::{key, picture, put, put_expecting, set, value, write};
+use crate::disk::Disk;
 use crate::testing::{SimDisk, changeset, in_memory, on_disk};
 use crate::{Error, Role, Store, StoreConfig, Timings};
 
@@ -24,16 +25,13 @@ async fn a_first_start_leads_a_new_history() {
 async fn a_write_is_seen_at_once_and_takes_no_time() {
     let start = tokio::time::Instant::now();
     let store = in_memory(&Tasks::new()).await;
-    eprintln!("opened {:?}", start.elapsed());
     let mut views = store.subscribe();
     views.mark_unchanged();
     let revision = write(&store, "a", 1).await.unwrap();
-    eprintln!("written {:?}", start.elapsed());
     assert_eq!(store.view().revision(), revision);
     assert!(views.has_changed().unwrap());
     assert_eq!(value(&views.borrow_and_update(), "a"), Some(1));
     assert_eq!(value(&store.read().await.unwrap(), "a"), Some(1));
-    eprintln!("read {:?}", start.elapsed());
     let next = write(&store, "a", 2).await.unwrap();
     assert!(next > revision);
     assert_eq!(tokio::time::Instant::now(), start, "no timer is on the way of a write");
@@ -190,7 +188,11 @@ async fn snapshots_are_taken_and_the_log_is_purged_behind_the_older() {
     for n in 0..100 {
         write(&store, &format!("m{}", n % 7), n).await.unwrap();
     }
-    wait(&store, "two snapshots and a purge", |store| store.status().purged.is_some()).await;
+    let purged = store.inner().raft.wait(Some(super::PATIENCE));
+    purged
+        .metrics(|metrics| metrics.purged.is_some(), "two snapshots and a purge")
+        .await
+        .unwrap();
     let status = store.status();
     assert!(status.purged < status.snapshot, "{status:?}");
     let before = picture(&store.view());
@@ -220,5 +222,3 @@ async fn snapshots_are_taken_and_the_log_is_purged_behind_the_older() {
     let error = Store::open(config, Arc::new(disk), &Tasks::new()).await.unwrap_err();
     assert!(matches!(error, crate::OpenError::Gap { .. }), "{error}");
 }
-
-use crate::disk::Disk;
