@@ -113,6 +113,7 @@ impl View {
     pub fn at(&self, revision: Revision) -> Result<View, Compacted> {
         let later: Vec<&Arc<RevisionChanges>> = self.changes_since(revision)?.collect();
         let mut view = self.clone();
+        let moved_global = later.iter().any(|c| c.global.is_some());
         for changes in later.into_iter().rev() {
             for change in &changes.changes {
                 match &change.before {
@@ -130,12 +131,9 @@ impl View {
         } else {
             view.revision = self.revision.min(revision);
         }
-        view.global = view
-            .history
-            .values()
-            .rev()
-            .find_map(|c| c.global)
-            .or(if view.revision == self.revision { self.global } else { None });
+        if moved_global {
+            view.global = view.history.values().rev().find_map(|c| c.global);
+        }
         Ok(view)
     }
 }

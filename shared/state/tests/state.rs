@@ -181,6 +181,33 @@ fn a_global_revision_moves_even_without_ops() {
 }
 
 #[test]
+fn an_earlier_picture_knows_its_global_revision() {
+    let mut node = Node::new();
+    let mark = |revision| GlobalRevision {
+        history: HistoryId(9),
+        revision,
+    };
+    let mut views = Vec::new();
+    for step in 0..4u128 {
+        let global = (step % 2 == 0).then(|| mark(40 + step as u64));
+        let ops = vec![mesh(&format!("m{step}"))];
+        node.run(Command::Change(Changeset {
+            global,
+            ..Changeset::each(RequestId(50 + step), Timestamp(1), ops)
+        }));
+        views.push(node.state.view().clone());
+    }
+    for then in &views {
+        assert_eq!(node.state.view().at(then.revision()).unwrap().global(), then.global());
+    }
+    // History that carries no mark says nothing against the one that is held.
+    node.run(Command::Compact {
+        floor: views[2].revision(),
+    });
+    assert_eq!(node.state.view().at(views[2].revision()).unwrap().global(), Some(mark(42)));
+}
+
+#[test]
 fn below_the_floor_the_oldest_revision_is_named() {
     let mut node = Node::new();
     for i in 0..5 {
