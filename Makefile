@@ -1,4 +1,4 @@
-# Ursa: build, demo, test, lint. `make help` lists the targets.
+# Ursa: build, demo, test, chaos, lint. `make help` lists the targets.
 #
 # One profile for build, demo and tests, so that nothing is built twice.
 SHELL := /bin/bash
@@ -12,10 +12,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 ENVOY_DIR := .env-tools/envoy
 envoy_bin = $(or $(ENVOY_BIN),$$(readlink -f $(ENVOY_DIR)/bin-envoy))
 
-.PHONY: help prerequisites build envoy demo test lint fix clean
+.PHONY: help prerequisites build envoy demo test chaos chaos-list chaos-kills renewals lint fix clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 prerequisites:
 	@.ci/prerequisites
@@ -33,6 +33,20 @@ demo: envoy build ## run the demo on loopback and stay up; CHECK=1: check every 
 
 test: envoy build ## run all tests
 	ENVOY_BIN="$(envoy_bin)" $(CARGO) test --workspace --locked --no-fail-fast
+
+chaos_run = $(TARGET)/debug/chaos run --envoy "$(envoy_bin)" --out $(TARGET)/chaos
+
+chaos: envoy build ## run a chaos scenario: SCENARIO=name, ROUNDS=n, or all of them; reports in target/chaos
+	@for name in $(or $(SCENARIO),$$($(TARGET)/debug/chaos list | cut -d' ' -f1)); do $(chaos_run) $$name $(if $(ROUNDS),--rounds $(ROUNDS)); done
+
+chaos-list: build ## list the chaos scenarios
+	@$(TARGET)/debug/chaos list
+
+chaos-kills: envoy build ## kill the leader N times (20) under writes and traffic
+	@$(chaos_run) leader-kill --rounds $(or $(N),20)
+
+renewals: envoy build ## certificates of 30 s under traffic for five minutes: no failed handshake
+	ENVOY_BIN="$(envoy_bin)" $(CARGO) test --locked -p ursa-zone-cp --test envoy_life -- --ignored --nocapture
 
 # Two passes of clippy: the bans of clippy.toml, and the one on unwrap, hold for libraries and programs, not for their tests.
 lint: prerequisites ## format, clippy and the fences of the code, without writing anything

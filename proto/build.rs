@@ -5,7 +5,14 @@ use std::{env, fs, path::PathBuf};
 #[allow(clippy::disallowed_methods, reason = "cargo tells a build script its folder by the environment")]
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = ["proto/discovery.proto", "proto/kds.proto", "proto/mesh.proto", "proto/system.proto"];
+    let files = [
+        "proto/discovery.proto",
+        "proto/kds.proto",
+        "proto/mesh.proto",
+        "proto/observed.proto",
+        "proto/peer.proto",
+        "proto/system.proto",
+    ];
     let mut compiler = protox::Compiler::new(["proto"])?;
     compiler.include_imports(true).open_files(files)?;
     let set = compiler.file_descriptor_set();

@@ -9,13 +9,19 @@
 //! - [`client`]: HTTP/1.1 over TCP, TLS or a unix socket, one answer at a time, never retried
 //! - [`traffic`]: open-loop load and the probe that times the first answer under a new rule
 //! - [`echo`]: the workload behind the sidecars
+//! - [`faults`]: what can happen to the network between two programs
+//! - [`oracles`]: what a history of reads and writes must fulfil
 //! - [`envoy_admin`]: what an Envoy says about itself
 //! - [`report`]: steps, checks, histograms, as a table and as JSON
 //! - [`demo`]: the main job of Ursa, narrated
+//! - [`chaos`]: scenarios in which nodes, zones and networks fail under load
+pub mod chaos;
 pub mod client;
 pub mod demo;
 pub mod echo;
 pub mod envoy_admin;
+pub mod faults;
 pub mod harness;
+pub mod oracles;
 pub mod report;
 pub mod traffic;

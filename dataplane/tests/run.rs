@@ -69,10 +69,8 @@ impl Site {
 
     /// A script that answers only `--version`.
     fn fake_envoy(&self) -> std::path::PathBuf {
-        let path = self.dir.path().join("fake-envoy");
-        let script = "#!/bin/sh\necho 'envoy  version: abc/1.40.0/Clean/RELEASE/BoringSSL'\n";
-        ursa_runtime::fs::write_atomic(&path, script.as_bytes(), 0o700).unwrap();
-        path
+        let version = "echo 'envoy  version: abc/1.40.0/Clean/RELEASE/BoringSSL'";
+        ursa_proxy::testing::script(self.dir.path(), "fake-envoy", version)
     }
 
     async fn is_ready(&self) -> bool {

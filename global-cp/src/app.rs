@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use tracing::info;
 use ursa_plane::{Host, HostConfig};
 use ursa_rest::{Info, Site};
@@ -32,7 +32,7 @@ pub async fn run(config: Config) -> Result<ExitStatus> {
         tls: config.tls.clone(),
         addresses: vec![config.api.address, config.kds.address],
     };
-    let (host, serving) = Host::open(host_config, config.diagnostics.address).await?;
+    let (host, serving) = Host::open_in(host_config, config.cluster.clone(), config.diagnostics.address).await?;
     host.ensure_defaults(&Site::Global).await?;
 
     let views = host.plane.store.subscribe();
@@ -43,7 +43,8 @@ pub async fn run(config: Config) -> Result<ExitStatus> {
     };
     let metrics = Metrics::default();
     metrics.register(&mut host.registry.lock());
-    let kds = KdsServer::new(
+    let group = host.group().context("a global has a group")?;
+    let kds = KdsServer::in_group(
         ServerConfig {
             instance_id: host.instance_id.clone(),
             version: Info::DEFAULT_VERSION.to_owned(),
@@ -57,7 +58,10 @@ pub async fn run(config: Config) -> Result<ExitStatus> {
             metrics,
             tasks: host.tasks.clone(),
         },
+        group,
     );
+    let draining = kds.clone();
+    host.on_stop(move || draining.drain());
     host.serve_https("kds", config.kds.address, kds.router(), &["h2"], Versions::Tls12AndTls13)
         .await?;
     host.tasks.spawn("kds-content", OnExit::Shutdown, move |cancel| kds.run(cancel));

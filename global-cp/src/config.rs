@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use ursa_plane::config::{Listen, Node, Tls};
+use ursa_plane::config::{Cluster, Listen, Node, Tls};
 use ursa_runtime::{config, telemetry};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -12,6 +12,9 @@ pub struct Config {
     /// Folder of everything this node keeps. Default `/var/lib/ursa/global-cp`.
     pub data_dir: PathBuf,
     pub node: Node,
+    /// The other nodes of this control plane. Default: there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<Cluster>,
     pub api: Listen,
     pub kds: Kds,
     pub diagnostics: Listen,
@@ -39,6 +42,7 @@ impl Default for Config {
         Self {
             data_dir: "/var/lib/ursa/global-cp".into(),
             node: Node::default(),
+            cluster: None,
             api: Listen::everywhere(5682),
             kds: Kds::default(),
             diagnostics: Listen::everywhere(5680),
@@ -66,6 +70,9 @@ impl Config {
         problems.check(self.node.id > 0, || "node.id must be 1 or greater".into());
         problems.check(!self.data_dir.as_os_str().is_empty(), || "data_dir must be set".into());
         self.tls.validate(&mut problems);
+        if let Some(cluster) = &self.cluster {
+            cluster.validate(self.node.id, &mut problems);
+        }
         if let Err(problem) = self.telemetry.check() {
             problems.check(false, || problem);
         }

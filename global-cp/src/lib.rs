@@ -1,4 +1,6 @@
 //! The global control plane: a node of the replicated store, the REST API, and the KDS server that zones connect to.
 
 pub mod app;
+pub mod cli;
 pub mod config;
+pub mod pki;

@@ -1,42 +1,19 @@
 //! The program `global-cp`.
 
-use std::path::PathBuf;
-
-use clap::{Parser, Subcommand};
-use serde::Serialize;
-use ursa_global_cp::{app, config::Config};
+use clap::Parser;
+use ursa_global_cp::{
+    app,
+    cli::{Cli, Command},
+    config::Config,
+    pki,
+};
 use ursa_runtime::{config, telemetry, tls};
 
-/// The global control plane of Ursa: keeps the meshes' resources and syncs them to the zones.
-#[derive(Parser)]
-#[command(version, arg_required_else_help = true)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Run the control plane until it is told to stop (SIGTERM or Ctrl-C).
-    Run {
-        /// Configuration file (YAML). Every setting can also be given as URSA_<SECTION>__<KEY>.
-        #[arg(long, value_name = "FILE", env = "CONFIG_PATH")]
-        config: Option<PathBuf>,
-        #[command(flatten)]
-        overrides: Overrides,
-    },
-}
-
-#[derive(clap::Args, Serialize)]
-struct Overrides {
-    /// Folder of everything this node keeps.
-    #[arg(long, value_name = "DIR")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    data_dir: Option<PathBuf>,
-}
-
 fn main() -> anyhow::Result<()> {
-    let Command::Run { config: file, overrides } = Cli::parse().command;
+    let (file, overrides) = match Cli::parse().command {
+        Command::Run { config, overrides } => (config, overrides),
+        Command::Pki(command) => return pki::run(&command),
+    };
     let config = config::load::<Config>(file.as_deref(), &overrides)?.validate()?;
     telemetry::init(&config.telemetry);
     tls::install_provider();

@@ -26,6 +26,13 @@ pub mod pkg {
             }
         }
     }
+    pub mod ursa {
+        pub mod peer {
+            pub mod v1 {
+                tonic::include_proto!("ursa.peer.v1");
+            }
+        }
+    }
 }
 
 /// Delta discovery: one message set for KDS and for ADS.
@@ -34,6 +41,8 @@ pub use pkg::envoy::service::discovery::v3 as discovery;
 pub use pkg::kuma::mesh::v1alpha1 as kds;
 /// Kuma's system resources that are protobuf.
 pub use pkg::kuma::system::v1alpha1 as system;
+/// Traffic between the nodes of one replicated store.
+pub use pkg::ursa::peer::v1 as peer;
 
 /// The compiled descriptors of every file, for JSON <-> protobuf by reflection.
 pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -26,17 +26,23 @@ use crate::{
     dp::{
         ads::{AdsServer, Registrar},
         bootstrap::{self, Bootstrap},
+        drain::{self, Drain},
+        hds::HdsServer,
         insight::Insights,
     },
     metrics::XdsMetrics,
     reconcile::{Propose, Reconciler},
     world::World,
+    xds::hds::HealthDiscoveryServiceServer,
 };
 
 /// Keepalive of the connection to the global. A stock global answers faster PINGs by closing it.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 /// Largest message that a proxy may send, in bytes: its node's metadata and the names that it subscribes to.
 const MAX_XDS_MESSAGE: usize = 4 * 1024 * 1024;
+
+/// Largest report of health, in bytes: its first message has the node's metadata.
+const MAX_HDS_MESSAGE: usize = 4 * 1024 * 1024;
 
 struct ProposeToStore(Plane);
 
@@ -108,6 +114,16 @@ async fn serve_proxies(
     let insights = Insights::new(zone.clone(), &host.instance_id, host.plane.observed.clone());
     let metrics = XdsMetrics::default();
     metrics.register(&mut host.registry.lock());
+    let hds = HdsServer {
+        registrar: registrar.clone(),
+        connections: connections.clone(),
+        tasks: host.tasks.clone(),
+    };
+    let drain = Drain {
+        registrar: registrar.clone(),
+        connections: connections.clone(),
+    };
+    let refusals = connections.refusals().clone();
     let ads = AdsServer {
         registrar: registrar.clone(),
         worlds,
@@ -126,10 +142,14 @@ async fn serve_proxies(
     let ads = AggregatedDiscoveryServiceServer::new(ads)
         .max_decoding_message_size(MAX_XDS_MESSAGE)
         .max_encoding_message_size(usize::MAX);
+    let hds = HealthDiscoveryServiceServer::new(hds).max_decoding_message_size(MAX_HDS_MESSAGE);
     let router = tonic::service::Routes::new(ads)
+        .add_service(hds)
         .into_axum_router()
+        .merge(drain::router(drain))
         .merge(bootstrap::router(Bootstrap {
             registrar,
+            refusals,
             ca_pem: host.tls.ca_pem().into(),
             sans: sans.into(),
             port: address.port(),

@@ -33,7 +33,8 @@ pub struct Config {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Global {
-    /// `grpcs://host:port` of each global node, tried in turn.
+    /// `host:port` or `grpcs://host:port` of each global node. Which one comes first depends on the zone's name; the others are tried
+    /// as soon as it fails.
     pub addresses: Vec<String>,
     /// The CA of the global's server certificates, PEM.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,8 +73,8 @@ impl Config {
         problems.check(!self.data_dir.as_os_str().is_empty(), || "data_dir must be set".into());
         self.tls.validate(&mut problems);
         for address in &self.global.addresses {
-            problems.check(address.starts_with("grpcs://"), || {
-                format!("global.addresses: {address:?} must be grpcs://host:port")
+            problems.check(address.starts_with("grpcs://") || !address.contains("://"), || {
+                format!("global.addresses: {address:?} must be host:port or grpcs://host:port")
             });
         }
         problems.check(self.global.addresses.is_empty() || self.global.ca_file.is_some(), || {

@@ -1,28 +1,122 @@
-//! Which proxies are connected to this zone control plane, over which stream. The newer stream of a proxy wins: a half-open
-//! connection must not lock its proxy out.
+//! Which proxies are connected to this zone control plane, over which stream, and how far each is. The newer stream of a proxy wins:
+//! a half-open connection must not lock its proxy out. Two proxies that fight over one name are damped: after [`MAX_SWAPS`] swaps
+//! within [`SWAP_WINDOW`] the incumbent stays.
+//! In: streams that begin and end, what their Envoys accepted. Out: who is connected, and a way to wait until all run a revision.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
+    fmt,
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
-use tokio::sync::watch;
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
+use ursa_runtime::{lease::within, throttle::Throttle};
 
 use crate::{derive::addresses::Advertised, world::ProxyId};
 
-/// One connected proxy.
+/// So many times within [`SWAP_WINDOW`] may one proxy take the name of another that is connected; then the incumbent stays.
+pub const MAX_SWAPS: usize = 3;
+/// See [`MAX_SWAPS`]. As for zones that fight over a name.
+pub const SWAP_WINDOW: Duration = Duration::from_secs(60);
+/// Names whose swaps are remembered; more are forgotten, the ones without recent swaps first.
+const MAX_CONTESTED: usize = 4_096;
+
+/// The process at the other end of a stream, as far as it can be told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peer {
+    pub address: Option<SocketAddr>,
+    /// Of one run of our `dataplane` or `zone-ingress`; stock proxies have none.
+    pub instance: Option<Arc<str>>,
+}
+
+impl Peer {
+    /// Certainly the same process.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.instance.is_some() && self.instance == other.instance
+    }
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.address {
+            Some(address) => write!(f, "{address}")?,
+            None => f.write_str("an unknown address")?,
+        }
+        match &self.instance {
+            Some(instance) => write!(f, " (instance {instance})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is known of a stream when it begins.
+#[derive(Clone, Debug, Default)]
+pub struct NewStream {
+    pub peer: Peer,
+    /// What a zone ingress advertises.
+    pub advertised: Option<Advertised>,
+    /// The workload that the proxy's token is bound to; `None` for a token that fits any.
+    pub workload: Option<Arc<str>>,
+    /// Its Envoy runs with a configuration already: the stream is not its first.
+    pub warm: bool,
+    /// The spec of its Dataplane as the proxy brought it; `None` when it exists without its proxy.
+    pub given: Option<Arc<Value>>,
+}
+
+/// Two proxies claim to be one.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "another proxy calls itself {proxy} and stays: it is connected from {incumbent}, this one comes from {newcomer}, and the name changed hands {MAX_SWAPS} times within a minute; give each proxy a name of its own"
+)]
+pub struct Contested {
+    proxy: ProxyId,
+    incumbent: Peer,
+    newcomer: Peer,
+}
+
+/// One connected proxy. Clones mean the same stream.
 #[derive(Clone, Debug)]
 pub struct Connection {
     /// Tells streams of one proxy apart; grows.
     pub stream: u64,
+    pub peer: Peer,
     /// What a zone ingress advertises.
     pub advertised: Option<Advertised>,
+    /// The workload that its token is bound to.
+    pub workload: Option<Arc<str>>,
+    /// The spec of its Dataplane as the proxy brought it.
+    pub given: Option<Arc<Value>>,
+    state: Arc<StreamState>,
+}
+
+#[derive(Debug)]
+struct StreamState {
     /// Cancelled when a newer stream takes over.
     replaced: CancellationToken,
+    /// Cancelled when the stream ended.
+    ended: CancellationToken,
+    /// Its Envoy listens.
+    serving: AtomicBool,
+    /// Revision of the zone that its Envoy runs completely.
+    applied: watch::Sender<u64>,
+}
+
+impl Connection {
+    /// Whether its Envoy has taken its listeners, so that it can be sent traffic.
+    pub fn is_serving(&self) -> bool {
+        self.state.serving.load(Ordering::Acquire)
+    }
 }
 
 /// Everything connected now.
@@ -36,6 +130,36 @@ pub struct Connections(Arc<Inner>);
 struct Inner {
     next: AtomicU64,
     connected: watch::Sender<Connected>,
+    swaps: Mutex<BTreeMap<ProxyId, Swaps>>,
+    /// A stream began to serve.
+    hint: Notify,
+    refusals: Throttle,
+}
+
+/// When a name changed hands.
+#[derive(Debug, Default)]
+struct Swaps {
+    times: VecDeque<Instant>,
+    /// The fight was logged.
+    told: bool,
+}
+
+impl Swaps {
+    fn forget_old(&mut self, now: Instant) {
+        self.times.retain(|at| now.duration_since(*at) < SWAP_WINDOW);
+        if self.times.is_empty() {
+            self.told = false;
+        }
+    }
+}
+
+/// Who is behind a revision when the wait for it is over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Streams that run it.
+    pub done: usize,
+    /// Proxies that are connected and do not run it.
+    pub behind: Vec<ProxyId>,
 }
 
 /// Keeps a proxy registered; dropping it unregisters this stream (and never a newer one).
@@ -44,7 +168,7 @@ pub struct Registration {
     connections: Connections,
     proxy: ProxyId,
     stream: u64,
-    replaced: CancellationToken,
+    state: Arc<StreamState>,
 }
 
 impl Connections {
@@ -56,26 +180,126 @@ impl Connections {
         self.0.connected.borrow().clone()
     }
 
+    /// Whether a stream from there may speak for the proxy: nobody is connected under its name, or from the same host.
+    pub fn is_of_host(&self, proxy: &ProxyId, host: Option<IpAddr>) -> bool {
+        let connected = self.0.connected.borrow();
+        connected.get(proxy).is_none_or(|c| c.peer.address.map(|a| a.ip()) == host)
+    }
+
+    /// Refusals of proxies and their reasons, each logged once a minute.
+    pub fn refusals(&self) -> &Throttle {
+        &self.0.refusals
+    }
+
+    /// Completes when some stream began to serve since the last call completed. Cancel-safe.
+    pub async fn served(&self) {
+        self.0.hint.notified().await;
+    }
+
+    /// Whether this peer may take the proxy's name now. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Contested`]: another one has it and stays.
+    pub fn check(&self, proxy: &ProxyId, peer: &Peer) -> Result<(), Box<Contested>> {
+        self.contest(proxy, peer, false)
+    }
+
     /// Registers a stream and ends an older one of the same proxy.
-    pub fn register(&self, proxy: ProxyId, advertised: Option<Advertised>) -> Registration {
+    ///
+    /// # Errors
+    /// [`Contested`]: another one has the name and stays.
+    pub fn register(&self, proxy: ProxyId, new: NewStream) -> Result<Registration, Box<Contested>> {
+        self.contest(&proxy, &new.peer, true)?;
         let stream = self.0.next.fetch_add(1, Ordering::Relaxed);
-        let replaced = CancellationToken::new();
+        let state = Arc::new(StreamState {
+            replaced: CancellationToken::new(),
+            ended: CancellationToken::new(),
+            serving: AtomicBool::new(new.warm),
+            applied: watch::Sender::new(0),
+        });
         let connection = Connection {
             stream,
-            advertised,
-            replaced: replaced.clone(),
+            peer: new.peer,
+            advertised: new.advertised,
+            workload: new.workload,
+            given: new.given,
+            state: state.clone(),
         };
         self.0.connected.send_modify(|connected| {
             if let Some(older) = Arc::make_mut(connected).insert(proxy.clone(), connection) {
-                older.replaced.cancel();
+                older.state.replaced.cancel();
             }
         });
-        Registration {
+        Ok(Registration {
             connections: self.clone(),
             proxy,
             stream,
-            replaced,
+            state,
+        })
+    }
+
+    /// Waits until every proxy that is connected now runs this revision of the zone, or has left; at most for `limit`.
+    pub async fn applied(&self, revision: u64, limit: Duration) -> Applied {
+        let connected = self.now();
+        let all = async {
+            for connection in connected.values() {
+                let mut applied = connection.state.applied.subscribe();
+                tokio::select! {
+                    biased;
+                    _ = applied.wait_for(|at| *at >= revision) => {}
+                    () = connection.state.ended.cancelled() => {}
+                }
+            }
+        };
+        // Late is an answer too: it names who is behind.
+        let _late = within(limit, all).await;
+        let mut out = Applied::default();
+        for (proxy, connection) in connected.iter() {
+            if *connection.state.applied.borrow() >= revision {
+                out.done += 1;
+            } else if !connection.state.ended.is_cancelled() {
+                out.behind.push(proxy.clone());
+            }
         }
+        out
+    }
+
+    fn contest(&self, proxy: &ProxyId, peer: &Peer, take: bool) -> Result<(), Box<Contested>> {
+        let Some(incumbent) = self.0.connected.borrow().get(proxy).map(|c| c.peer.clone()) else {
+            return Ok(());
+        };
+        if incumbent.is_same(peer) {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let mut all = self.0.swaps.lock();
+        if all.len() >= MAX_CONTESTED {
+            all.retain(|_, swaps| {
+                swaps.forget_old(now);
+                !swaps.times.is_empty()
+            });
+            if all.len() >= MAX_CONTESTED {
+                all.pop_first();
+            }
+        }
+        let swaps = all.entry(proxy.clone()).or_default();
+        swaps.forget_old(now);
+        if swaps.times.len() >= MAX_SWAPS {
+            let contested = Contested {
+                proxy: proxy.clone(),
+                incumbent,
+                newcomer: peer.clone(),
+            };
+            if !swaps.told {
+                swaps.told = true;
+                tracing::warn!("{contested}");
+            }
+            return Err(Box::new(contested));
+        }
+        if take {
+            swaps.times.push_back(now);
+        }
+        Ok(())
     }
 }
 
@@ -86,12 +310,29 @@ impl Registration {
 
     /// Completes when a newer stream of the same proxy took over.
     pub async fn replaced(&self) {
-        self.replaced.cancelled().await;
+        self.state.replaced.cancelled().await;
+    }
+
+    /// Its Envoy has taken its listeners.
+    pub fn serving(&self) {
+        if !self.state.serving.swap(true, Ordering::AcqRel) {
+            self.connections.0.hint.notify_one();
+        }
+    }
+
+    /// Its Envoy runs everything up to this revision of the zone.
+    pub fn applied(&self, revision: u64) {
+        self.state.applied.send_if_modified(|at| {
+            let newer = *at < revision;
+            *at = revision.max(*at);
+            newer
+        });
     }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
+        self.state.ended.cancel();
         self.connections.0.connected.send_if_modified(|connected| {
             let mine = connected.get(&self.proxy).is_some_and(|c| c.stream == self.stream);
             if mine {
@@ -106,16 +347,96 @@ impl Drop for Registration {
 mod tests {
     use super::*;
 
+    fn from(port: u16, instance: Option<&str>) -> NewStream {
+        NewStream {
+            peer: Peer {
+                address: Some(([127, 0, 0, 1], port).into()),
+                instance: instance.map(Into::into),
+            },
+            ..NewStream::default()
+        }
+    }
+
     #[tokio::test]
     async fn the_newer_stream_wins_and_outlives_the_older_ones_end() {
         let connections = Connections::default();
         let proxy = ProxyId::new("default", "dp-1");
-        let first = connections.register(proxy.clone(), None);
-        let second = connections.register(proxy.clone(), None);
+        let first = connections.register(proxy.clone(), from(1, None)).unwrap();
+        let second = connections.register(proxy.clone(), from(2, None)).unwrap();
         first.replaced().await;
         drop(first);
         assert_eq!(connections.now().get(&proxy).map(|c| c.stream), Some(second.stream()));
         drop(second);
         assert!(connections.now().is_empty());
+    }
+
+    #[tokio::test]
+    async fn only_the_host_of_a_connected_proxy_speaks_for_it() {
+        let connections = Connections::default();
+        let proxy = ProxyId::new("default", "dp-1");
+        let (own, other) = (Some([127, 0, 0, 1].into()), Some([127, 0, 0, 2].into()));
+        assert!(connections.is_of_host(&proxy, other), "nobody is connected");
+        let _stream = connections.register(proxy.clone(), from(1, None)).unwrap();
+        assert!(connections.is_of_host(&proxy, own));
+        assert!(!connections.is_of_host(&proxy, other) && !connections.is_of_host(&proxy, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn two_proxies_of_one_name_are_damped_and_one_that_reconnects_is_not() {
+        let connections = Connections::default();
+        let proxy = ProxyId::new("default", "dp-1");
+        let mut held = Vec::new();
+        for _ in 0..10 {
+            held.push(connections.register(proxy.clone(), from(1, Some("a"))).unwrap());
+        }
+        for (port, instance) in [(2, "b"), (1, "a"), (2, "b")] {
+            held.push(connections.register(proxy.clone(), from(port, Some(instance))).unwrap());
+        }
+        let refused = connections.register(proxy.clone(), from(1, Some("a"))).unwrap_err();
+        let text = refused.to_string();
+        assert!(
+            text.contains("127.0.0.1:2 (instance b)") && text.contains("127.0.0.1:1 (instance a)"),
+            "{text}"
+        );
+        assert_eq!(
+            connections
+                .check(&proxy, &from(1, None).peer)
+                .unwrap_err()
+                .incumbent
+                .instance
+                .as_deref(),
+            Some("b")
+        );
+        assert!(!held.last().unwrap().state.replaced.is_cancelled(), "the incumbent stays");
+        assert!(connections.register(ProxyId::new("default", "dp-2"), from(1, Some("a"))).is_ok());
+        held.clear();
+        let alone = connections.register(proxy.clone(), from(1, Some("a"))).unwrap();
+        assert!(
+            connections.register(proxy.clone(), from(2, Some("b"))).is_err(),
+            "within the minute"
+        );
+        tokio::time::advance(SWAP_WINDOW).await;
+        connections.register(proxy, from(2, Some("b"))).unwrap();
+        assert!(alone.state.replaced.is_cancelled());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_wait_ends_when_all_that_stay_run_the_revision() {
+        let connections = Connections::default();
+        let streams: Vec<_> = ["a", "b", "c"]
+            .iter()
+            .map(|name| connections.register(ProxyId::new("default", name), from(1, None)).unwrap())
+            .collect();
+        let [a, b, c] = <[Registration; 3]>::try_from(streams).unwrap();
+        let limit = Duration::from_secs(5);
+        a.applied(7);
+        b.applied(6);
+        let late = connections.applied(7, limit).await;
+        assert_eq!((late.done, late.behind.len()), (1, 2), "{late:?}");
+        let (done, ()) = tokio::join!(connections.applied(7, limit), async {
+            b.applied(9);
+            drop(c);
+        });
+        assert_eq!(done, Applied { done: 2, behind: vec![] });
     }
 }

@@ -90,7 +90,7 @@ impl Issuer {
         // Read once per identity, not per proxy.
         let mut stored = StoredCas::new();
         for proxy in connected {
-            let wanted = match self.basis(world, view, proxy, &mut stored) {
+            let wanted = match self.basis(world, view, proxy, &mut stored, problems) {
                 Ok(wanted) => wanted,
                 Err(problem) => {
                     // What it holds stays until it expires: a passing fault must not take a certificate away.
@@ -138,7 +138,14 @@ impl Issuer {
         }
     }
 
-    fn basis(&mut self, world: &World, view: &View, proxy: &ProxyId, stored: &mut StoredCas) -> Result<Option<(Basis, Kri)>, String> {
+    fn basis(
+        &mut self,
+        world: &World,
+        view: &View,
+        proxy: &ProxyId,
+        stored: &mut StoredCas,
+        problems: &mut Vec<String>,
+    ) -> Result<Option<(Basis, Kri)>, String> {
         let Some(mesh) = world.mesh(&proxy.mesh) else { return Ok(None) };
         let Some(dataplane) = mesh.dataplanes.get(&proxy.name) else {
             return Ok(None);
@@ -146,6 +153,13 @@ impl Issuer {
         let Some(chosen) = identity::of_proxy(mesh, dataplane).first().copied() else {
             return Ok(None);
         };
+        if !world.is_bound(&chosen.spec, &dataplane.resource) {
+            problems.push(format!(
+                "{proxy} gets no certificate of {}: its token is not bound to its workload; generate the token with --workload",
+                chosen.resource.key
+            ));
+            return Ok(None);
+        }
         // An identity whose CA is not made yet issues nothing; the change that makes it comes back here.
         let ca = stored
             .entry(chosen.resource.key.clone())

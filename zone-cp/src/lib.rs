@@ -10,6 +10,7 @@ pub mod dp;
 pub mod issuer;
 pub mod metrics;
 pub mod reconcile;
+pub mod resolve;
 pub mod snapshot;
 pub mod world;
 pub mod xds;

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use ursa_model::{Kind, Timestamp, ZoneName, labels};
+use ursa_model::{Kind, Timestamp, ZoneName, kind::dataplane::Dataplane, labels};
 use ursa_pki::ca::CertificateAuthority;
 use ursa_runtime::{backoff::Backoff, lease::Deadline};
 use ursa_state::{Applied, Changeset, Op, OpResult, RequestId, View};
@@ -17,7 +17,9 @@ use ursa_state::{Applied, Changeset, Op, OpResult, RequestId, View};
 use crate::{
     connections::{Connected, Connections},
     derive::{addresses, services, trust},
+    dp::phase::{self, Phase},
     issuer::Issuer,
+    resolve::Resolver,
     world::{ProxyId, World},
 };
 
@@ -47,7 +49,18 @@ pub struct Reconciler {
 
 /// When a proxy that is not connected loses its Dataplane.
 #[derive(Default)]
-struct Leases(BTreeMap<ProxyId, Deadline>);
+struct Leases {
+    away: BTreeMap<ProxyId, Away>,
+    /// Who was connected at the last look.
+    before: Connected,
+}
+
+#[derive(Debug)]
+struct Away {
+    deadline: Deadline,
+    /// This process saw its stream end.
+    left: bool,
+}
 
 impl Reconciler {
     pub async fn run(mut self, cancel: CancellationToken) {
@@ -56,15 +69,22 @@ impl Reconciler {
         let mut connected = self.connections.subscribe();
         let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(5));
         let mut known_problems: Vec<String> = Vec::new();
+        let mut resolver = Resolver::default();
         loop {
             // In this order: a proxy stores its Dataplane before it shows as connected, so the view holds it.
             let now_connected = connected.borrow_and_update().clone();
             let view = self.views.borrow_and_update().clone();
             let mut problems = Vec::new();
-            let mut world = self.worlds.borrow().next(&view, issuer.svids(), &mut problems);
+            let before = World {
+                names: resolver.names(),
+                ..self.worlds.borrow().as_ref().clone()
+            };
+            let mut world = before.next(&view, issuer.svids(), &mut problems);
+            resolver.want(&world);
+            problems.extend(resolver.problems());
+            world.seen = now_connected.clone();
             issuer.update(&world, &view, now_connected.keys(), OffsetDateTime::now_utc(), &mut problems);
             world.svids = issuer.svids();
-            world.seen = now_connected.clone();
             let world = Arc::new(world);
             // A look at leases and graces wakes no proxy.
             self.worlds.send_if_modified(|published| {
@@ -76,6 +96,7 @@ impl Reconciler {
             });
 
             let mut ops = derive(&world, &view, &now_connected, Timestamp::now(), &mut problems);
+            ops.extend(serving(&world, &now_connected));
             ops.extend(leases.expired(&view, &now_connected));
             problems.sort();
             problems.dedup();
@@ -101,6 +122,8 @@ impl Reconciler {
                 () = wake.passed() => {}
                 changed = self.views.changed() => if changed.is_err() { return },
                 changed = connected.changed() => if changed.is_err() { return },
+                () = resolver.changed() => {}
+                () = self.connections.served() => {}
             }
         }
     }
@@ -129,8 +152,10 @@ impl Reconciler {
 
 /// Ops that bring everything derived to what the world says; empty at the fixed point.
 pub fn derive(world: &World, view: &View, connected: &Connected, now: Timestamp, problems: &mut Vec<String>) -> Vec<Op> {
+    // An ingress is told to other zones once its Envoy listens, and not any more once it drains.
     let advertised = connected
         .iter()
+        .filter(|(p, c)| c.is_serving() && phase_of(world, p) != Some(Phase::Draining))
         .filter_map(|(p, c)| c.advertised.clone().map(|a| (p.clone(), a)))
         .collect();
     let mut ops = Vec::new();
@@ -156,9 +181,34 @@ pub fn derive(world: &World, view: &View, connected: &Connected, now: Timestamp,
     ops
 }
 
+fn phase_of(world: &World, proxy: &ProxyId) -> Option<Phase> {
+    let dataplane = world.mesh(&proxy.mesh)?.dataplanes.get(&proxy.name)?;
+    Some(Phase::of(&dataplane.spec))
+}
+
+/// Ops that make Dataplanes ready whose proxies have taken their listeners.
+fn serving(world: &World, connected: &Connected) -> Vec<Op> {
+    let mut ops = Vec::new();
+    for (proxy, connection) in connected.iter().filter(|(_, c)| c.is_serving()) {
+        let (Some(given), Some(mesh)) = (&connection.given, world.mesh(&proxy.mesh)) else {
+            continue;
+        };
+        let Some(dataplane) = mesh.dataplanes.get(&proxy.name).filter(|d| Phase::of(&d.spec) == Phase::Starting) else {
+            continue;
+        };
+        let spec = Phase::Serving.apply(given);
+        if spec != dataplane.resource.spec {
+            info!(%proxy, "its Envoy listens: traffic may be sent to it");
+            ops.push(phase::mark(&dataplane.resource, spec));
+        }
+    }
+    ops
+}
+
 impl Leases {
-    /// Deletes of Dataplanes whose proxy has been away for a whole lease. A proxy that is seen away for the first time (also
-    /// after a start) gets a whole lease.
+    /// Deletes of Dataplanes whose proxy has been away for a whole lease, or left in order. A proxy that is seen away for the first
+    /// time (also after a start) gets a whole lease. With nobody connected leases do not run, for then it is this control plane
+    /// that is cut off, or nobody is there who could be told; they begin anew when the first comes back.
     fn expired(&mut self, view: &View, connected: &Connected) -> Vec<Op> {
         let mut away = BTreeMap::new();
         let mut ops = Vec::new();
@@ -170,18 +220,31 @@ impl Leases {
             if connected.contains_key(&proxy) {
                 continue;
             }
-            let deadline = self.0.remove(&proxy).unwrap_or_else(|| Deadline::after(LEASE));
-            if deadline.has_passed() {
+            let mut state = self.away.remove(&proxy).unwrap_or_else(|| Away {
+                deadline: Deadline::after(LEASE),
+                left: false,
+            });
+            state.left |= self.before.contains_key(&proxy);
+            if connected.is_empty() || self.before.is_empty() {
+                state.deadline.renew(LEASE);
+            }
+            let drained = || dataplane.spec::<Dataplane>().is_ok_and(|d| Phase::of(&d) == Phase::Draining);
+            if state.left && drained() {
+                info!(%proxy, "it left in order, the Dataplane is removed");
+                ops.push(Op::delete(dataplane.key.clone()));
+            } else if state.deadline.has_passed() {
                 info!(%proxy, "its proxy has been away for {LEASE:?}, the Dataplane is removed");
                 ops.push(Op::delete(dataplane.key.clone()));
             }
-            away.insert(proxy, deadline);
+            away.insert(proxy, state);
         }
-        self.0 = away;
+        self.away = away;
+        self.before = connected.clone();
         ops
     }
 
     fn next(&self) -> Option<Duration> {
-        self.0.values().filter(|d| !d.has_passed()).map(Deadline::remaining).min()
+        let open = self.away.values().map(|a| &a.deadline).filter(|d| !d.has_passed());
+        open.map(Deadline::remaining).min()
     }
 }

@@ -1,7 +1,7 @@
 //! `World`: the immutable picture of everything that proxies' configuration depends on, at one revision of the zone.
 //! Made from a [`View`] by [`World::next`], which parses only what changed. No clock, no I/O.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use ursa_model::{
     Kind, Resource, ZoneName,
@@ -15,7 +15,7 @@ use ursa_pki::Bundle;
 use ursa_policy::{Destinations, Parsed, Policies};
 use ursa_state::{GlobalRevision, View};
 
-use crate::connections::Connected;
+use crate::{connections::Connected, derive::identity, resolve::Names};
 
 /// A proxy: Envoy's `Node.id` is `<mesh>.<name>`, split at the first dot.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,6 +81,8 @@ pub struct World {
     /// Streams that certificates were issued for, where an identity selects their proxy. A stream that is not among them yet must
     /// not be configured from this world: without its certificate the proxy would be told to close its inbounds.
     pub seen: Connected,
+    /// IP addresses of the names that the next world's proxies and ingresses have for addresses.
+    pub names: Arc<Names>,
 }
 
 /// What one mesh's proxies depend on. Lists are in key order.
@@ -102,6 +104,8 @@ pub struct MeshWorld {
     pub by_workload: Arc<BTreeMap<String, Vec<Arc<Parsed<Dataplane>>>>>,
     /// What the trusts come to.
     pub trusted: Arc<Trusted>,
+    /// IP addresses of names.
+    pub names: Arc<Names>,
 }
 
 /// The certificate authorities of a mesh. A text that is no certificate is left out here, once and for all proxies: Envoy
@@ -124,6 +128,7 @@ impl World {
             meshes: BTreeMap::new(),
             svids: Arc::default(),
             seen: Connected::default(),
+            names: Arc::default(),
         }
     }
 
@@ -134,7 +139,7 @@ impl World {
         for mesh in view.list(Kind::Mesh) {
             let name = mesh.name();
             let old = self.meshes.get(name);
-            let next = MeshWorld::next(name, old.map(AsRef::as_ref), view, problems);
+            let next = MeshWorld::next(name, old.map(AsRef::as_ref), view, &self.names, problems);
             // Equal content keeps its identity, so that consumers can compare meshes by pointer.
             let shared = match old {
                 Some(old) if old.same(&next) => old.clone(),
@@ -149,6 +154,7 @@ impl World {
             meshes,
             svids,
             seen: self.seen.clone(),
+            names: self.names.clone(),
         }
     }
 
@@ -159,6 +165,19 @@ impl World {
     /// Whether this stream of the proxy, or a newer one, was known when certificates were issued.
     pub fn has_seen(&self, proxy: &ProxyId, stream: u64) -> bool {
         self.seen.get(proxy).is_some_and(|c| c.stream >= stream)
+    }
+
+    /// Whether the proxy's token lets it have the certificate of an identity: one whose SPIFFE id is made of the workload needs a
+    /// token that is bound to that workload. Tokens are checked when a stream begins; identities and labels may come later. Of a proxy
+    /// that is not connected nothing bad is known.
+    pub fn is_bound(&self, identity: &MeshIdentity, dataplane: &Resource) -> bool {
+        let proxy = ProxyId::new(dataplane.mesh(), dataplane.name());
+        match self.seen.get(&proxy) {
+            Some(connection) if identity::uses_workload(identity) => {
+                connection.workload.is_some() && connection.workload.as_deref() == dataplane.label(labels::WORKLOAD)
+            }
+            _ => true,
+        }
     }
 
     /// The same content, told by identity: never true for different content.
@@ -217,7 +236,7 @@ fn by_workload(dataplanes: &[Arc<Parsed<Dataplane>>]) -> BTreeMap<String, Vec<Ar
 }
 
 impl MeshWorld {
-    fn next(mesh: &str, old: Option<&Self>, view: &View, problems: &mut Vec<String>) -> Self {
+    fn next(mesh: &str, old: Option<&Self>, view: &View, names: &Arc<Names>, problems: &mut Vec<String>) -> Self {
         let empty = Self::default();
         let old = old.unwrap_or(&empty);
         let old_dataplanes: Vec<_> = old.dataplanes.values().cloned().collect();
@@ -246,6 +265,7 @@ impl MeshWorld {
             destinations,
             by_workload,
             trusted,
+            names: names.clone(),
             dataplanes: dataplanes.into_iter().map(|d| (d.resource.name().into(), d)).collect(),
             services,
             addresses: parse_all(view, Kind::MeshZoneAddress, mesh, &old.addresses, problems),
@@ -270,6 +290,7 @@ impl MeshWorld {
                 .all(|(a, b)| Arc::ptr_eq(a, b));
         let (p, q) = (&self.policies, &other.policies);
         dataplanes
+            && Arc::ptr_eq(&self.names, &other.names)
             && same_list(&self.services, &other.services)
             && same_list(&self.addresses, &other.addresses)
             && same_list(&self.identities, &other.identities)
@@ -293,6 +314,11 @@ impl MeshWorld {
             }
         }
         out
+    }
+
+    /// The IP address that an address is or, as a name, stands for. `None` for a name that was not resolved yet.
+    pub fn ip(&self, address: &str) -> Option<IpAddr> {
+        address.parse().ok().or_else(|| self.names.get(address).copied())
     }
 
     /// Addresses of a zone's ingress, in key order, without repeats.

@@ -8,11 +8,12 @@ use std::time::Duration;
 use common::{MESH, TestZone, backend, first_request, put};
 use serde_json::json;
 use time::OffsetDateTime;
-use tonic::Code;
+use tokio::sync::mpsc;
+use tonic::{Code, Streaming};
 use ursa_model::{Kind, ResourceKey};
 use ursa_pki::token::{self, DataplaneClaims, SigningKey};
-use ursa_proto::discovery::DeltaDiscoveryRequest;
-use ursa_state::Op;
+use ursa_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, ErrorDetail};
+use ursa_state::{Op, View};
 
 /// `dp-1` with one more label.
 fn with_label(key: &str, value: &str) -> String {
@@ -168,6 +169,20 @@ async fn bad_proxies_get_a_typed_refusal_and_change_nothing() {
             first_request("default.dp-1", Some(&with_label("kuma.io/mesh", "other"))),
             Code::InvalidArgument,
             "should have default",
+        ),
+        Case(
+            "a service account that no Kubernetes vouches for",
+            token(),
+            first_request("default.dp-1", Some(&with_label("k8s.kuma.io/service-account", "admin"))),
+            Code::InvalidArgument,
+            "k8s.kuma.io",
+        ),
+        Case(
+            "another environment's label",
+            token(),
+            first_request("default.dp-1", Some(&with_label("kuma.io/env", "kubernetes"))),
+            Code::InvalidArgument,
+            "should have universal",
         ),
         Case(
             "an unknown Dataplane",
@@ -379,10 +394,337 @@ async fn only_a_token_of_an_ingress_lets_a_proxy_publish_the_zones_address() {
     assert_eq!(zone.store.view().list(Kind::MeshZoneAddress).count(), 0);
     let tags = [("kuma.io/listener-zoneingress".to_owned(), vec!["enabled".to_owned()])];
     let ingress = zone.token(&claims(tags.into_iter().collect()));
-    let (_two, mut responses) = zone.stream(Some(&ingress), ingress_request()).await;
-    responses.message().await.unwrap().unwrap();
+    let (requests, mut responses) = zone.stream(Some(&ingress), ingress_request()).await;
+    let first = responses.message().await.unwrap().unwrap();
+    assert_eq!(
+        zone.store.view().list(Kind::MeshZoneAddress).count(),
+        0,
+        "before its Envoy has taken anything"
+    );
+    requests.send(ack(&first)).await.unwrap();
     zone.wait("the zone's address", |v| {
         v.list(Kind::MeshZoneAddress).any(|a| a.spec["port"] == 443)
     })
     .await;
+}
+
+/// The answer of a client that takes everything.
+fn ack(response: &DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+    DeltaDiscoveryRequest {
+        type_url: response.type_url.clone(),
+        response_nonce: response.nonce.clone(),
+        ..DeltaDiscoveryRequest::default()
+    }
+}
+
+const LISTENERS: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+const ROUTES: &str = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration";
+
+/// Takes clusters, listeners and routes, as a starting Envoy does.
+async fn take_all(requests: &mpsc::Sender<DeltaDiscoveryRequest>, responses: &mut Streaming<DeltaDiscoveryResponse>) {
+    let mut taken = Vec::new();
+    while !taken.contains(&ROUTES.to_owned()) {
+        let response = tokio::time::timeout(Duration::from_secs(10), responses.message())
+            .await
+            .expect("a response")
+            .unwrap()
+            .unwrap();
+        let subscribe = |url: &str, names: Vec<String>| DeltaDiscoveryRequest {
+            type_url: url.into(),
+            resource_names_subscribe: names,
+            ..DeltaDiscoveryRequest::default()
+        };
+        if response.type_url.ends_with("v3.Cluster") && taken.is_empty() {
+            requests.send(subscribe(LISTENERS, Vec::new())).await.unwrap();
+        }
+        if response.type_url == LISTENERS {
+            let names = response.resources.iter().map(|r| r.name.clone()).collect();
+            requests.send(subscribe(ROUTES, names)).await.unwrap();
+        }
+        requests.send(ack(&response)).await.unwrap();
+        taken.push(response.type_url);
+    }
+}
+
+fn is_ready(view: &View, name: &str) -> bool {
+    let inbounds = view
+        .list(Kind::Dataplane)
+        .find(|d| d.name() == name)
+        .map(|d| d.spec["networking"]["inbound"].clone());
+    inbounds.is_some_and(|i| i[0].get("state").is_none() && i[0].get("health").is_none())
+}
+
+#[tokio::test]
+async fn a_dataplane_is_ready_when_its_envoy_listens_and_not_any_more_when_it_drains() {
+    let zone = TestZone::start().await;
+    let token = zone.token_for("dp-1", "backend");
+    let first = || first_request("default.dp-1", Some(&backend("dp-1")));
+    let (requests, mut responses) = zone.stream(Some(&token), first()).await;
+    let available = |v: &View| {
+        v.list(Kind::MeshService)
+            .find(|s| s.name() == "backend")
+            .map(|s| s.spec["state"] == "Available")
+    };
+    zone.wait("its service", |v| available(v) == Some(false) || available(v) == Some(true))
+        .await;
+    assert!(!is_ready(&zone.store.view(), "dp-1"), "before its Envoy has its listeners");
+    take_all(&requests, &mut responses).await;
+    zone.wait("a ready Dataplane", |v| is_ready(v, "dp-1")).await;
+    zone.wait("an available service", |v| available(v) == Some(true)).await;
+
+    // A stream that breaks changes nothing: its Envoy says what it holds.
+    drop((requests, responses));
+    let mut again = first();
+    again.initial_resource_versions.insert("self_inbound_dp_http".into(), "1".into());
+    let (requests, mut responses) = zone.stream(Some(&token), again.clone()).await;
+    responses.message().await.unwrap().unwrap();
+    assert!(is_ready(&zone.store.view(), "dp-1"));
+
+    let (status, text) = zone
+        .drain(json!({"mesh": MESH, "name": "dp-1", "dataplaneToken": zone.token_for("dp-2", "backend")}))
+        .await;
+    assert_eq!(status, 401, "{text}");
+    let (status, text) = zone.drain(json!({"mesh": MESH, "name": "dp-9", "dataplaneToken": token})).await;
+    assert_eq!(status, 404, "{text}");
+    let (status, text) = zone
+        .drain(json!({"mesh": MESH, "name": "dp-1", "dataplaneToken": token, "instance": "another run"}))
+        .await;
+    assert_eq!(status, 409, "{text}");
+    assert!(is_ready(&zone.store.view(), "dp-1"), "a refused drain changes nothing");
+    assert_eq!(zone.drain(json!([])).await.0, 400);
+    drop((requests, responses));
+}
+
+#[tokio::test]
+async fn a_drain_is_answered_when_it_is_applied_and_the_next_run_starts_anew() {
+    let zone = TestZone::start().await;
+    let token = zone.token_for("dp-1", "backend");
+    let first = |instance: &str| with_instance(first_request("default.dp-1", Some(&backend("dp-1"))), instance);
+    let (requests, mut responses) = zone.stream(Some(&token), first("run-1")).await;
+    take_all(&requests, &mut responses).await;
+    zone.wait("a ready Dataplane", |v| is_ready(v, "dp-1")).await;
+    // It takes what it is sent.
+    let acks = tokio::spawn(async move {
+        while let Ok(Some(response)) = responses.message().await {
+            requests.send(ack(&response)).await.unwrap();
+        }
+    });
+    let body = json!({"mesh": MESH, "name": "dp-1", "dataplaneToken": token, "instance": "run-1"});
+    let (status, text) = zone.drain(body.clone()).await;
+    assert_eq!(status, 200, "{text}");
+    let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        (answer["applied"].as_bool(), answer["proxies"].as_u64()),
+        (Some(true), Some(1)),
+        "{answer}"
+    );
+    let inbound = zone.store.view().list(Kind::Dataplane).next().unwrap().spec["networking"]["inbound"][0].clone();
+    assert_eq!(
+        (inbound["state"].as_str(), inbound["health"]["ready"].as_bool()),
+        (Some("NotReady"), Some(false))
+    );
+    let before = zone.store.view().revision();
+    assert_eq!(zone.drain(body.clone()).await.0, 200, "asking again changes nothing");
+    assert_eq!(zone.store.view().revision(), before);
+
+    acks.abort();
+    zone.wait("its end", |v| v.list(Kind::Dataplane).count() == 0).await;
+    assert_eq!(zone.drain(body.clone()).await.0, 404);
+    let (requests, mut responses) = zone.stream(Some(&token), first("run-2")).await;
+    take_all(&requests, &mut responses).await;
+    zone.wait("a ready Dataplane", |v| is_ready(v, "dp-1")).await;
+    assert_eq!(zone.drain(body).await.0, 409, "an ended run cannot end the next one");
+}
+
+#[tokio::test]
+async fn two_proxies_of_one_name_do_not_throw_each_other_out_for_ever() {
+    let zone = TestZone::start().await;
+    let token = zone.token_for("dp-1", "backend");
+    let first = |instance: &str| with_instance(first_request("default.dp-1", Some(&backend("dp-1"))), instance);
+    let mut kept = Vec::new();
+    for instance in ["a", "b", "a", "b"] {
+        let (requests, mut responses) = zone.stream(Some(&token), first(instance)).await;
+        responses.message().await.unwrap().unwrap();
+        kept.push((requests, responses));
+    }
+    let before = zone.store.view().revision();
+    for _ in 0..5 {
+        let (_requests, mut responses) = zone.stream(Some(&token), first("a")).await;
+        let refused = responses.message().await.expect_err("it is let in");
+        assert_eq!(refused.code(), Code::AlreadyExists);
+        for part in ["instance b", "instance a", "default.dp-1", "127.0.0.1:"] {
+            assert!(refused.message().contains(part), "{part}: {}", refused.message());
+        }
+    }
+    assert_eq!(zone.store.view().revision(), before, "the one that is refused changes nothing");
+    assert_eq!(zone.connections.now().values().next().unwrap().peer.instance.as_deref(), Some("b"));
+}
+
+/// An identity that comes after the stream asks for what its token never proved.
+#[tokio::test]
+async fn a_token_without_workload_never_gets_the_certificate_of_one() {
+    let zone = TestZone::start().await;
+    let (_one, mut bound) = zone
+        .stream(
+            Some(&zone.token_for("dp-1", "backend")),
+            first_request("default.dp-1", Some(&backend("dp-1"))),
+        )
+        .await;
+    let (_two, mut unbound) = zone
+        .stream(
+            Some(&zone.token_for("dp-2", "")),
+            first_request("default.dp-2", Some(&backend("dp-2"))),
+        )
+        .await;
+    bound.message().await.unwrap().unwrap();
+    unbound.message().await.unwrap().unwrap();
+    let identity = json!({"selector": {"dataplane": {"matchLabels": {}}},
+        "provider": {"type": "Bundled", "bundled": {"insecureAllowSelfSigned": true, "autogenerate": {"enabled": true}}}});
+    zone.store.put(vec![put(Kind::MeshIdentity, MESH, "identity", &[], identity)]);
+    let mut worlds = zone.worlds.clone();
+    let world = tokio::time::timeout(Duration::from_secs(10), worlds.wait_for(|w| !w.svids.is_empty())).await;
+    let svids = world.expect("a certificate").unwrap().svids.clone();
+    assert_eq!(svids.keys().map(ToString::to_string).collect::<Vec<_>>(), ["default.dp-1"]);
+    let service = zone.store.view().list(Kind::MeshService).next().unwrap().clone();
+    assert_eq!(
+        service.status.as_ref().unwrap()["tls"]["status"],
+        "NotReady",
+        "one of its proxies cannot speak TLS"
+    );
+}
+
+fn with_instance(mut request: DeltaDiscoveryRequest, instance: &str) -> DeltaDiscoveryRequest {
+    let value = |kind| prost_types::Value { kind: Some(kind) };
+    let text = value(prost_types::value::Kind::StringValue(instance.into()));
+    let fields = [("ursa.io/instance".to_owned(), text)].into();
+    let dynamic = value(prost_types::value::Kind::StructValue(prost_types::Struct { fields }));
+    let metadata = request.node.as_mut().unwrap().metadata.as_mut().unwrap();
+    metadata.fields.insert("dynamicMetadata".into(), dynamic);
+    request
+}
+
+#[tokio::test]
+async fn a_bad_bootstrap_request_gets_a_reason() {
+    let zone = TestZone::start().await;
+    let good = || json!({"mesh": MESH, "name": "dp-1", "dataplaneToken": "x", "dataplaneResource": backend("dp-1")});
+    let with = |field: &str, value: serde_json::Value| {
+        let mut request = good();
+        request[field] = value;
+        request
+    };
+    assert_eq!(zone.post("/bootstrap", good().to_string()).await.0, 200);
+    let cases = [
+        ("[]".to_owned(), 400, "no JSON object"),
+        ("{".to_owned(), 400, "no valid JSON"),
+        ("null".to_owned(), 400, "no JSON object"),
+        (with("caCert", json!("junk")).to_string(), 400, "caCert"),
+        (
+            with("caCert", json!("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")).to_string(),
+            400,
+            "caCert",
+        ),
+        (with("readinessPort", json!(70_000)).to_string(), 422, "readinessPort"),
+        (with("dnsPort", json!(1_000_000)).to_string(), 422, "dnsPort"),
+        (with("readinessPort", json!(-1)).to_string(), 400, "JSON"),
+        (with("proxyType", json!("ingress")).to_string(), 422, "ingress"),
+        (with("dataplaneToken", json!("")).to_string(), 422, "Dataplane Token"),
+        (with("dataplaneResource", json!("{}")).to_string(), 422, "Dataplane"),
+        (json!({"mesh": MESH, "name": "nobody", "dataplaneToken": "x"}).to_string(), 404, ""),
+    ];
+    for (body, status, part) in cases {
+        let (got, text) = zone.post("/bootstrap", body.clone()).await;
+        assert_eq!(got, status, "{body}: {text}");
+        assert!(text.contains(part) && (status != 404 || text.is_empty()), "{body}: {text}");
+    }
+}
+
+/// In a rolling restart the second is told to stop when the first says that it is ready, which its control plane may not know yet.
+#[tokio::test]
+async fn the_last_one_that_serves_is_not_withdrawn_before_its_successor_serves() {
+    let zone = TestZone::start().await;
+    let token = |name: &str| zone.token_for(name, "backend");
+    let first = |name: &str| with_instance(first_request(&format!("default.{name}"), Some(&backend(name))), name);
+    let (requests, mut responses) = zone.stream(Some(&token("dp-2")), first("dp-2")).await;
+    take_all(&requests, &mut responses).await;
+    zone.wait("the one that serves", |v| is_ready(v, "dp-2")).await;
+    let acks = tokio::spawn(async move {
+        while let Ok(Some(response)) = responses.message().await {
+            requests.send(ack(&response)).await.unwrap();
+        }
+    });
+    let (starting, mut responses) = zone.stream(Some(&token("dp-1")), first("dp-1")).await;
+    zone.wait("the one that starts", |v| v.list(Kind::Dataplane).count() == 2).await;
+    let body = json!({"mesh": MESH, "name": "dp-2", "dataplaneToken": token("dp-2"), "instance": "dp-2"});
+    let (drained, ()) = tokio::join!(zone.drain(body), async {
+        take_all(&starting, &mut responses).await;
+        zone.wait("the end of the drain", |v| !is_ready(v, "dp-2")).await;
+    });
+    let revision = |name: &str| {
+        zone.store
+            .view()
+            .list(Kind::Dataplane)
+            .find(|d| d.name() == name)
+            .unwrap()
+            .mod_revision
+    };
+    assert!(
+        is_ready(&zone.store.view(), "dp-1") && revision("dp-1") < revision("dp-2"),
+        "{drained:?}"
+    );
+    acks.abort();
+}
+
+/// Whoever refuses what it is sent does not run it, though nothing is left to send.
+#[tokio::test]
+async fn a_drain_names_those_that_refused_or_were_not_told() {
+    let zone = TestZone::start().await;
+    let first = |name: &str| with_instance(first_request(&format!("default.{name}"), Some(&backend(name))), name);
+    let token = |name: &str| zone.token_for(name, "backend");
+    let (refusing, mut responses) = zone.stream(Some(&token("dp-2")), first("dp-2")).await;
+    let refuse = tokio::spawn(async move {
+        while let Ok(Some(response)) = responses.message().await {
+            let mut nack = ack(&response);
+            nack.error_detail = Some(ErrorDetail {
+                code: 13,
+                message: "no".into(),
+            });
+            refusing.send(nack).await.unwrap();
+        }
+    });
+    let (_requests, mut responses) = zone.stream(Some(&token("dp-1")), first("dp-1")).await;
+    responses.message().await.unwrap().unwrap();
+    let body = json!({"mesh": MESH, "name": "dp-1", "dataplaneToken": token("dp-1"), "instance": "dp-1"});
+    let (status, text) = zone.drain(body).await;
+    assert_eq!(status, 200, "{text}");
+    let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let behind: Vec<&str> = answer["behind"].as_array().unwrap().iter().filter_map(|p| p.as_str()).collect();
+    assert_eq!(
+        (answer["applied"].as_bool(), behind),
+        (Some(false), vec!["default.dp-1", "default.dp-2"]),
+        "{answer}"
+    );
+    refuse.abort();
+}
+
+/// The next run connects while the one before waits for a successor.
+#[tokio::test]
+async fn a_run_that_was_replaced_while_it_asked_does_not_end_the_next() {
+    let zone = TestZone::start().await;
+    let token = |name: &str| zone.token_for(name, "backend");
+    let first = |name: &str, run: &str| with_instance(first_request(&format!("default.{name}"), Some(&backend(name))), run);
+    // A successor that starts and never serves holds the drain up.
+    let (_starting, mut other) = zone.stream(Some(&token("dp-1")), first("dp-1", "other")).await;
+    other.message().await.unwrap().unwrap();
+    let (_one, mut responses) = zone.stream(Some(&token("dp-2")), first("dp-2", "run-1")).await;
+    responses.message().await.unwrap().unwrap();
+    let body = json!({"mesh": MESH, "name": "dp-2", "dataplaneToken": token("dp-2"), "instance": "run-1"});
+    let own = token("dp-2");
+    let ((status, text), _next) = tokio::join!(zone.drain(body), async {
+        let next = zone.stream(Some(&own), first("dp-2", "run-2")).await;
+        let _ended = responses.message().await.expect_err("the older stream ends");
+        next
+    });
+    assert_eq!(status, 409, "{text}");
+    let inbound = zone.store.view().list(Kind::Dataplane).find(|d| d.name() == "dp-2").unwrap().spec["networking"]["inbound"][0].clone();
+    assert_ne!(inbound["health"]["ready"], false, "it is not marked");
 }

@@ -21,7 +21,7 @@ use serde_json::json;
 use support::{MESH, Zone, labels as label_map};
 use ursa_model::{Kind, Labels, labels};
 use ursa_zone_cp::{
-    build::{Encoder, build, plan, plan::check::check},
+    build::{Encoder, build, plan, plan::check::check, plan_tracked},
     snapshot::{ProxySnapshot, XdsType},
     world::{ProxyId, World},
 };
@@ -111,4 +111,70 @@ proptest! {
         zone.put_raw(Kind::Dataplane, "second", "p0", Labels::new(), json!({"networking": {"address": "10.0.0.9"}}), None);
         prop_assert_eq!(&first, &content(&all_snapshots(&zone.world(), &encoder)));
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_000))]
+
+    /// A full build is the judge of what may be left out.
+    #[test]
+    fn what_a_build_did_not_read_changes_nothing(
+        zone in any_zone(),
+        other in any_zone(),
+        changes in prop::collection::vec((prop::bool::weighted(0.8), any::<usize>()), 1..3),
+    ) {
+        let mut zone = zone;
+        let first = zone.world();
+        for (put, nth) in changes {
+            if put {
+                zone.take_from(&other, nth);
+            } else {
+                zone.lose(nth);
+            }
+        }
+        let second = zone.next_world(&first);
+        for name in PROXIES {
+            let proxy = ProxyId::new(MESH, name);
+            let Some((before, reads)) = plan_tracked(&first, &proxy) else { continue };
+            if reads.still_hold(first.mesh(MESH).unwrap(), second.mesh(MESH).unwrap(), name) {
+                prop_assert_eq!(Some(before), plan(&second, &proxy), "{} would be different", name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_change_concerns_those_that_read_it() {
+    let mut zone = support::east(&support::Addresses::default());
+    let inbound = json!([{"port": 8080, "servicePort": 18080, "name": "http", "protocol": "http"}]);
+    let ports = json!([{"name": "http", "port": 8080, "targetPort": 8080, "appProtocol": "http"}]);
+    zone.put_service("other", "east", ports, &[support::spiffe_id("east", "other")], true);
+    zone.put_dataplane("other-1", "other", json!({"address": "10.0.0.1", "inbound": inbound}));
+    // Reaches the backend of its own zone.
+    let outbound = json!([{"port": 20001, "backendRef": {"kind": "MeshService", "labels": {labels::DISPLAY_NAME: "backend", labels::ZONE: "east"}, "port": 8080}}]);
+    zone.put_dataplane("caller-1", "caller", json!({"address": "10.0.0.2", "outbound": outbound}));
+    zone.issue("caller-1", "caller");
+    let first = zone.world();
+    let reads: BTreeMap<&str, _> = ["frontend-1", "caller-1", "backend-1", "other-1"]
+        .into_iter()
+        .map(|name| (name, plan_tracked(&first, &ProxyId::new(MESH, name)).unwrap().1))
+        .collect();
+    let concerned = |second: &World| -> Vec<&str> {
+        let (old, new) = (first.mesh(MESH).unwrap(), second.mesh(MESH).unwrap());
+        reads
+            .iter()
+            .filter(|(name, r)| !r.still_hold(old, new, name))
+            .map(|(name, _)| *name)
+            .collect()
+    };
+    assert_eq!(concerned(&zone.next_world(&first)), Vec::<&str>::new());
+    let mut one = zone.clone();
+    one.put_dataplane("other-1", "other", json!({"address": "10.0.0.9", "inbound": inbound}));
+    assert_eq!(concerned(&one.next_world(&first)), ["other-1"]);
+    let mut two = zone.clone();
+    two.put_dataplane("backend-1", "backend", json!({"address": "10.0.0.9", "inbound": inbound}));
+    assert_eq!(concerned(&two.next_world(&first)), ["backend-1", "caller-1"]);
+    let mut three = zone.clone();
+    three.allow_frontend();
+    assert_eq!(concerned(&three.next_world(&first)).len(), 4, "a policy may be about anybody");
 }

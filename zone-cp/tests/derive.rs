@@ -11,7 +11,7 @@ use ursa_model::{
 };
 use ursa_state::{Changeset, Command, Expect, HistoryId, Op, Put, RequestId, State};
 use ursa_zone_cp::{
-    connections::{Connected, Connections},
+    connections::{Connected, Connections, NewStream},
     derive::addresses::Advertised,
     issuer::Issuer,
     reconcile::derive,
@@ -234,14 +234,25 @@ fn a_connected_ingress_publishes_its_address_and_a_hand_made_one_wins() {
         &[("kuma.io/origin", "zone"), ("kuma.io/zone", "west")],
     );
     z.apply(vec![by_hand]);
-    let advertised = |port| {
-        Some(Advertised {
+    let advertised = |port| NewStream {
+        advertised: Some(Advertised {
             address: "203.0.113.7".into(),
             port,
-        })
+        }),
+        ..NewStream::default()
     };
-    let first = z.connections.register(ProxyId::new("default", "zone-ingress"), advertised(443));
-    let _second = z.connections.register(ProxyId::new("default", "second"), advertised(443));
+    let first = z
+        .connections
+        .register(ProxyId::new("default", "zone-ingress"), advertised(443))
+        .unwrap();
+    let second = z.connections.register(ProxyId::new("default", "second"), advertised(443)).unwrap();
+    z.settle(Timestamp(5));
+    assert!(
+        z.get(Kind::MeshZoneAddress, "zone-ingress").is_none(),
+        "published before its Envoy listens"
+    );
+    first.serving();
+    second.serving();
     z.settle(Timestamp(6));
     assert_eq!(
         z.get(Kind::MeshZoneAddress, "zone-ingress").unwrap()["spec"],
@@ -265,13 +276,15 @@ fn an_address_that_cannot_be_one_is_reported_and_not_published() {
         "zone-ingress",
         json!({"address": "127.0.2.2", "listeners": [{"type": "ZoneIngress", "port": 10001}]}),
     )]);
-    let _held = z.connections.register(
-        ProxyId::new("default", "zone-ingress"),
-        Some(Advertised {
+    let new = NewStream {
+        advertised: Some(Advertised {
             address: "0.0.0.0".into(),
             port: 0,
         }),
-    );
+        warm: true,
+        ..NewStream::default()
+    };
+    let _held = z.connections.register(ProxyId::new("default", "zone-ingress"), new).unwrap();
     z.settle(Timestamp(5));
     assert!(z.get(Kind::MeshZoneAddress, "zone-ingress").is_none());
     assert!(z.problems.iter().any(|p| p.contains("unusable address")), "{:?}", z.problems);
@@ -381,6 +394,66 @@ fn a_changed_trust_domain_takes_no_trust_away() {
     assert_eq!(z.get(Kind::MeshTrust, "identity-fx89fx8cww447z7x").unwrap()["spec"], before["spec"]);
     let status = z.get(Kind::MeshIdentity, "identity-fx89fx8cww447z7x").unwrap()["status"].to_string();
     assert!(status.contains("cannot be changed"), "{status}");
+}
+
+#[test]
+fn a_trust_of_the_global_under_the_name_of_this_zone_s_is_left_alone_and_reported() {
+    const NAME: &str = "identity-fx89fx8cww447z7x";
+    let ready = |z: &Zone| {
+        let status = z.get(Kind::MeshIdentity, NAME).unwrap()["status"]["conditions"].clone();
+        let of = |kind: &str| status.as_array().unwrap().iter().find(|c| c["type"] == kind).cloned().unwrap();
+        (of("MeshTrustCreated"), of("Ready"))
+    };
+    let global = [
+        ("kuma.io/display-name", "identity"),
+        ("kuma.io/origin", "global"),
+        ("kuma.io/mesh", "default"),
+    ];
+    let with = |domain: &str, pems: &[&str]| {
+        let bundles: Vec<Value> = pems.iter().map(|p| json!({"type": "Pem", "pem": {"value": p}})).collect();
+        put(Kind::MeshTrust, NAME, json!({"trustDomain": domain, "caBundles": bundles}), &global)
+    };
+    let ca = |z: &Zone| {
+        let data = z.get(Kind::Secret, "identity-root-ca").unwrap()["spec"]["data"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        String::from_utf8(base64::Engine::decode(&base64::engine::general_purpose::STANDARD, data).unwrap()).unwrap()
+    };
+    let other = ursa_pki::ca::CertificateAuthority::generate(&"other.local".parse().unwrap(), OffsetDateTime::now_utc()).unwrap();
+
+    let mut z = Zone::new();
+    z.apply(vec![
+        backend("backend-1", "127.0.2.10"),
+        with("other.local", &[&other.cert_pem]),
+        identity(json!({})),
+    ]);
+    let before = z.get(Kind::MeshTrust, NAME).unwrap();
+    z.settle(Timestamp(5));
+    assert_eq!(z.get(Kind::MeshTrust, NAME).unwrap(), before, "it is the global's");
+    let (created, is_ready) = ready(&z);
+    assert_eq!((&created["status"], &is_ready["status"]), (&json!("False"), &json!("False")));
+    assert!(created["message"].as_str().unwrap().contains("another name"), "{created}");
+    assert!(z.problems.iter().any(|p| p.contains("another name")), "{:?}", z.problems);
+    // The CA exists, so that proxies are closed (certificates that nobody trusts) and not open (no identity).
+    let pem = ca(&z);
+    assert_eq!(z.get(Kind::MeshService, "backend").unwrap()["status"]["tls"]["status"], "NotReady");
+
+    // With this zone's CA in it, it does what the zone's own would.
+    z.apply(vec![with("default.west.mesh.local", &[&other.cert_pem, &pem])]);
+    z.settle(Timestamp(6));
+    assert_eq!(ready(&z).1["status"], "True");
+    assert_eq!(z.problems, Vec::<String>::new());
+
+    // Once it is gone, the zone makes its own.
+    z.apply(vec![Op::delete(key(Kind::MeshTrust, NAME))]);
+    z.settle(Timestamp(7));
+    let own = z.get(Kind::MeshTrust, NAME).unwrap();
+    assert_eq!(
+        (&own["labels"]["kuma.io/origin"], &own["spec"]["trustDomain"]),
+        (&json!("zone"), &json!("default.west.mesh.local"))
+    );
+    assert_eq!(ready(&z).1["status"], "True");
 }
 
 #[test]

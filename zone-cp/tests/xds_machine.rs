@@ -1,230 +1,20 @@
 //! The delta ADS machine against a model of Envoy: any script of snapshots, slow answers, refusals and reconnects ends with the
-//! client holding what it can accept; nothing names what is not there; refused content is not sent again.
+//! client holding everything that it can accept, whatever bad came with it; nothing names what is not there; content that was
+//! refused alone is not sent again.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    sync::Arc,
-};
+#![allow(clippy::unwrap_used)]
+
+mod xds_support;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use ursa_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, ErrorDetail};
+use ursa_proto::discovery::{DeltaDiscoveryRequest, ErrorDetail};
 use ursa_zone_cp::{
-    snapshot::{ProxySnapshot, XdsResource, XdsType},
+    snapshot::XdsType,
     xds::machine::{Action, Event, Machine, Report},
 };
-
-/// Clusters by name with a version; listener `l<i>` uses route `r<i>`, which names clusters.
-#[derive(Clone, Debug, Default)]
-struct Config {
-    clusters: BTreeMap<String, u8>,
-    endpoints: BTreeMap<String, u8>,
-    routes: BTreeMap<String, BTreeSet<String>>,
-    listeners: BTreeMap<String, u8>,
-}
-
-/// A cluster of this version is refused by the model.
-const BAD: u8 = 3;
-
-fn snapshot(config: &Config, revision: u64) -> Arc<ProxySnapshot> {
-    let resource = |text: String| XdsResource {
-        version: text.clone().into(),
-        bytes: text.into_bytes().into(),
-    };
-    let mut snapshot = ProxySnapshot {
-        zone_revision: revision,
-        ..ProxySnapshot::default()
-    };
-    let numbers = |m: &BTreeMap<String, u8>| m.iter().map(|(n, v)| (n.clone(), resource(v.to_string()))).collect();
-    snapshot.resources.insert(XdsType::Cluster, numbers(&config.clusters));
-    snapshot.resources.insert(XdsType::Endpoint, numbers(&config.endpoints));
-    snapshot.resources.insert(XdsType::Listener, numbers(&config.listeners));
-    let routes = config
-        .routes
-        .iter()
-        .map(|(n, c)| (n.clone(), resource(c.iter().cloned().collect::<Vec<_>>().join(","))))
-        .collect();
-    snapshot.resources.insert(XdsType::Route, routes);
-    Arc::new(snapshot)
-}
-
-/// Holds what it accepted and talks as Envoy 1.40 was seen to: endpoints are asked for before the clusters are ACKed.
-#[derive(Default)]
-struct Envoy {
-    held: BTreeMap<XdsType, BTreeMap<String, String>>,
-    asked: BTreeMap<XdsType, BTreeSet<String>>,
-    refused: BTreeSet<(String, String)>,
-    inbox: VecDeque<DeltaDiscoveryResponse>,
-    outbox: VecDeque<DeltaDiscoveryRequest>,
-    listeners_asked: bool,
-}
-
-impl Envoy {
-    fn request(kind: XdsType) -> DeltaDiscoveryRequest {
-        DeltaDiscoveryRequest {
-            type_url: kind.type_url().into(),
-            ..DeltaDiscoveryRequest::default()
-        }
-    }
-
-    fn connect(&mut self) {
-        self.inbox.clear();
-        self.outbox.clear();
-        for kind in [XdsType::Cluster, XdsType::Endpoint, XdsType::Listener, XdsType::Route] {
-            let asked = self.asked.get(&kind).cloned().unwrap_or_default();
-            let starts = kind == XdsType::Cluster || (kind == XdsType::Listener && self.listeners_asked) || !asked.is_empty();
-            if !starts {
-                continue;
-            }
-            let mut request = Self::request(kind);
-            request.resource_names_subscribe = asked.into_iter().collect();
-            request.initial_resource_versions = self.held.get(&kind).cloned().unwrap_or_default().into_iter().collect();
-            self.outbox.push_back(request);
-        }
-    }
-
-    fn subscribe(&mut self, kind: XdsType, wanted: BTreeSet<String>) {
-        let asked = self.asked.entry(kind).or_default();
-        let add: Vec<String> = wanted.difference(asked).cloned().collect();
-        let drop: Vec<String> = asked.difference(&wanted).cloned().collect();
-        if add.is_empty() && drop.is_empty() {
-            return;
-        }
-        *asked = wanted;
-        for name in &drop {
-            self.held.entry(kind).or_default().remove(name);
-        }
-        let mut request = Self::request(kind);
-        request.resource_names_subscribe = add;
-        request.resource_names_unsubscribe = drop;
-        self.outbox.push_back(request);
-    }
-
-    fn step(&mut self) -> Result<(), TestCaseError> {
-        let Some(response) = self.inbox.pop_front() else { return Ok(()) };
-        let kind = XdsType::by_type_url(&response.type_url).unwrap();
-        let versions: Vec<(String, String)> = response
-            .resources
-            .iter()
-            .map(|r| {
-                (
-                    r.name.clone(),
-                    String::from_utf8(r.resource.as_ref().unwrap().value.clone()).unwrap(),
-                )
-            })
-            .collect();
-        let refuses = versions.iter().any(|(_, v)| kind == XdsType::Cluster && *v == BAD.to_string());
-        let mut answer = Self::request(kind);
-        answer.response_nonce.clone_from(&response.nonce);
-        for entry in &versions {
-            prop_assert!(
-                kind != XdsType::Cluster || !self.refused.contains(entry),
-                "refused content came again: {entry:?}"
-            );
-        }
-        if refuses {
-            // The whole response is refused: none of it may come again unchanged.
-            self.refused.retain(|(n, _)| !versions.iter().any(|(name, _)| name == n));
-            self.refused.extend(versions);
-            answer.error_detail = Some(ErrorDetail {
-                code: 13,
-                message: "bad".into(),
-            });
-        } else {
-            for (name, version) in versions {
-                // Nobody in Envoy waits for it any more: the answer crossed the unsubscription.
-                let unasked = !kind.is_wildcard() && !self.asked.get(&kind).is_some_and(|a| a.contains(&name));
-                if unasked {
-                    continue;
-                }
-                if kind == XdsType::Route {
-                    for cluster in version.split(',').filter(|c| !c.is_empty()) {
-                        let held = self.held.get(&XdsType::Cluster).is_some_and(|c| c.contains_key(cluster));
-                        let refused = self.refused.iter().any(|(n, _)| n == cluster);
-                        prop_assert!(held || refused, "route {name} names cluster {cluster} that is not there");
-                    }
-                }
-                // Other content of that name came between: what was refused before may be tried again.
-                if kind == XdsType::Cluster {
-                    self.refused.retain(|(n, _)| *n != name);
-                }
-                self.held.entry(kind).or_default().insert(name, version);
-            }
-            for name in &response.removed_resources {
-                if kind == XdsType::Cluster {
-                    for (route, clusters) in self.held.get(&XdsType::Route).into_iter().flatten() {
-                        prop_assert!(
-                            !clusters.split(',').any(|c| c == name),
-                            "cluster {name} is taken from under route {route}"
-                        );
-                    }
-                }
-                self.held.entry(kind).or_default().remove(name);
-            }
-        }
-        if kind == XdsType::Cluster {
-            let clusters = self.held.get(&kind).map(|c| c.keys().cloned().collect()).unwrap_or_default();
-            self.subscribe(XdsType::Endpoint, clusters);
-        }
-        self.outbox.push_back(answer);
-        if kind == XdsType::Cluster && !self.listeners_asked {
-            self.listeners_asked = true;
-            self.outbox.push_back(Self::request(XdsType::Listener));
-        }
-        if kind == XdsType::Listener {
-            let routes = self
-                .held
-                .get(&kind)
-                .map(|l| l.keys().map(|n| n.replace('l', "r")).collect())
-                .unwrap_or_default();
-            self.subscribe(XdsType::Route, routes);
-        }
-        Ok(())
-    }
-}
-
-struct Link {
-    machine: Machine,
-    envoy: Envoy,
-    unanswered: BTreeMap<XdsType, usize>,
-    settled: Option<u64>,
-}
-
-impl Link {
-    fn feed(&mut self, event: Event) -> Result<(), TestCaseError> {
-        for action in self.machine.handle(event) {
-            match action {
-                Action::Send { kind, response, .. } => {
-                    *self.unanswered.entry(kind).or_default() += 1;
-                    prop_assert!(self.unanswered[&kind] <= 1, "two unanswered responses of {kind:?}");
-                    self.envoy.inbox.push_back(response);
-                }
-                Action::Report(Report::Acked(kind) | Report::Nacked { kind, .. }) => *self.unanswered.entry(kind).or_default() -= 1,
-                Action::Report(Report::Settled { zone_revision, .. }) => self.settled = Some(zone_revision),
-                Action::Close(status) => prop_assert!(false, "closed: {status}"),
-            }
-        }
-        Ok(())
-    }
-
-    fn feed_next(&mut self) -> Result<(), TestCaseError> {
-        match self.envoy.outbox.pop_front() {
-            Some(request) => self.feed(Event::Request(request)),
-            None => Ok(()),
-        }
-    }
-
-    fn drain(&mut self) -> Result<(), TestCaseError> {
-        for _ in 0..2_000 {
-            if self.envoy.inbox.is_empty() && self.envoy.outbox.is_empty() {
-                return Ok(());
-            }
-            self.envoy.step()?;
-            self.feed_next()?;
-        }
-        prop_assert!(false, "the stream does not come to rest");
-        Ok(())
-    }
-}
+use xds_support::{BAD, Config, Envoy, KINDS, Link, Refusal, is_bad, snapshot};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -235,11 +25,12 @@ enum Step {
 }
 
 fn arb_config(worst: u8) -> impl Strategy<Value = Config> {
-    let cluster = (0..4u8).prop_map(|i| format!("c{i}"));
+    let cluster = (0..6u8).prop_map(|i| format!("c{i}"));
+    let named = prop::collection::vec(any::<prop::sample::Index>(), 0..3);
     (
-        prop::collection::btree_map(cluster, 1..=worst, 0..4),
-        prop::collection::vec(1..4u8, 4),
-        prop::collection::vec((0..3u8, prop::collection::vec(any::<prop::sample::Index>(), 0..3), 1..3u8), 0..3),
+        prop::collection::btree_map(cluster, 1..=worst, 0..6),
+        prop::collection::vec(1..=worst, 6),
+        prop::collection::vec((0..4u8, named, 1..=worst, 1..=worst), 0..5),
     )
         .prop_map(|(clusters, endpoint_versions, listeners)| {
             let names: Vec<String> = clusters.keys().cloned().collect();
@@ -249,14 +40,14 @@ fn arb_config(worst: u8) -> impl Strategy<Value = Config> {
                 endpoints,
                 ..Config::default()
             };
-            for (i, picks, version) in listeners {
+            for (i, picks, listener, route) in listeners {
                 let named = picks
                     .iter()
                     .filter(|_| !names.is_empty())
                     .map(|p| names[p.index(names.len())].clone())
                     .collect();
-                config.routes.insert(format!("r{i}"), named);
-                config.listeners.insert(format!("l{i}"), version);
+                config.routes.insert(format!("r{i}"), (named, route));
+                config.listeners.insert(format!("l{i}"), listener);
             }
             config
         })
@@ -269,10 +60,17 @@ fn arb_script(worst: u8) -> impl Strategy<Value = Vec<Step>> {
     )
 }
 
-fn play(script: Vec<Step>) -> Result<(), TestCaseError> {
+fn arb_refusal() -> impl Strategy<Value = Refusal> {
+    prop_oneof![Just(Refusal::Whole), Just(Refusal::Named), Just(Refusal::Lying)]
+}
+
+fn play(refusal: Refusal, script: Vec<Step>) -> Result<(), TestCaseError> {
     let mut link = Link {
         machine: Machine::new(),
-        envoy: Envoy::default(),
+        envoy: Envoy {
+            refusal,
+            ..Envoy::default()
+        },
         unanswered: BTreeMap::new(),
         settled: None,
     };
@@ -292,8 +90,6 @@ fn play(script: Vec<Step>) -> Result<(), TestCaseError> {
             Step::Reconnect => {
                 link.machine = Machine::new();
                 link.unanswered.clear();
-                // A new stream may try again what the last one refused.
-                link.envoy.refused.clear();
                 link.envoy.connect();
                 link.feed(Event::Snapshot(snapshot(&newest, revision)))?;
             }
@@ -302,14 +98,19 @@ fn play(script: Vec<Step>) -> Result<(), TestCaseError> {
     link.drain()?;
     prop_assert_eq!(link.settled, Some(revision), "not settled");
     let want = snapshot(&newest, revision);
-    for kind in [XdsType::Cluster, XdsType::Endpoint, XdsType::Listener, XdsType::Route] {
+    let text = |kind: XdsType, name: &str| String::from_utf8(want.of(kind)[name].bytes.to_vec()).unwrap();
+    // What a refused listener or route names in its older form stays.
+    let older = [XdsType::Listener, XdsType::Route]
+        .into_iter()
+        .any(|kind| want.of(kind).keys().any(|name| is_bad(&text(kind, name))));
+    for kind in KINDS {
         let held = link.envoy.held.get(&kind).cloned().unwrap_or_default();
-        for (name, resource) in want.of(kind) {
-            let version = String::from_utf8(resource.bytes.to_vec()).unwrap();
-            let refused = link.envoy.refused.contains(&(name.clone(), version.clone()));
-            let of_refused = kind == XdsType::Endpoint && !link.envoy.held.get(&XdsType::Cluster).is_some_and(|c| c.contains_key(name));
+        for name in want.of(kind).keys() {
+            let version = text(kind, name);
+            // Asked for are the endpoints of clusters held, and the routes of listeners held.
+            let asked = kind.is_wildcard() || link.envoy.asked.get(&kind).is_some_and(|a| a.contains(name));
             prop_assert!(
-                held.get(name) == Some(&version) || refused || of_refused,
+                held.get(name) == Some(&version) || is_bad(&version) || !asked,
                 "{:?} {} is {:?}, not {}",
                 kind,
                 name,
@@ -318,7 +119,8 @@ fn play(script: Vec<Step>) -> Result<(), TestCaseError> {
             );
         }
         for name in held.keys() {
-            prop_assert!(want.of(kind).contains_key(name), "{:?} {} was left behind", kind, name);
+            let kept = older && matches!(kind, XdsType::Cluster | XdsType::Endpoint);
+            prop_assert!(kept || want.of(kind).contains_key(name), "{:?} {} was left behind", kind, name);
         }
     }
     Ok(())
@@ -329,13 +131,96 @@ proptest! {
 
     #[test]
     fn the_stream_converges(script in arb_script(2)) {
-        play(script)?;
+        play(Refusal::Whole, script)?;
     }
 
     #[test]
-    fn refused_content_is_not_sent_again(script in arb_script(BAD)) {
-        play(script)?;
+    fn refused_content_keeps_nothing_else_away_and_is_not_sent_again(refusal in arb_refusal(), script in arb_script(BAD)) {
+        play(refusal, script)?;
     }
+}
+
+/// What `machine` sends to a client that refuses every response with a bad resource in it as a whole, in order.
+fn dialogue(machine: &mut Machine, mut actions: Vec<Action>, bad: &[&str]) -> Vec<Vec<String>> {
+    let mut sent = Vec::new();
+    while let Some(at) = actions.iter().position(|a| matches!(a, Action::Send { .. })) {
+        let Action::Send { kind, response, .. } = actions.remove(at) else {
+            continue;
+        };
+        let names: Vec<String> = response.resources.into_iter().map(|r| r.name).collect();
+        let refuses = names.iter().any(|n| bad.contains(&n.as_str()));
+        actions.extend(machine.handle(Event::Request(DeltaDiscoveryRequest {
+            response_nonce: response.nonce,
+            error_detail: refuses.then(|| ErrorDetail {
+                code: 13,
+                message: "Proto constraint validation failed".into(),
+            }),
+            ..Envoy::request(kind)
+        })));
+        sent.push(names);
+        assert!(sent.len() < 1_000, "endless");
+    }
+    sent
+}
+
+#[test]
+fn a_bad_cluster_among_hundreds_is_found_in_a_few_steps() {
+    let mut machine = Machine::new();
+    let clusters: BTreeMap<String, u8> = (0..500).map(|i| (format!("c{i:03}"), 1)).collect();
+    let config = Config {
+        clusters,
+        ..Config::default()
+    };
+    machine.handle(Event::Snapshot(snapshot(&config, 1)));
+    let first = machine.handle(Event::Request(Envoy::request(XdsType::Cluster)));
+    let sent = dialogue(&mut machine, first, &["c123"]);
+    // Once as a whole, then two halves of what remains each time.
+    assert!(sent.len() <= 1 + 2 * 9, "{} responses", sent.len());
+    for name in config.clusters.keys().filter(|n| *n != "c123") {
+        let (last, _) = sent.iter().enumerate().rfind(|(_, names)| names.contains(name)).unwrap();
+        assert!(!sent[last].contains(&"c123".to_owned()), "{name} came only in refused company");
+    }
+    // The same content again: silence. Another content of it: sent.
+    assert!(
+        machine
+            .handle(Event::Snapshot(snapshot(&config, 2)))
+            .iter()
+            .all(|a| !matches!(a, Action::Send { .. }))
+    );
+    let mut mended = config;
+    mended.clusters.insert("c123".into(), 2);
+    let actions = machine.handle(Event::Snapshot(snapshot(&mended, 3)));
+    assert_eq!(dialogue(&mut machine, actions, &[]), [["c123"]]);
+}
+
+#[test]
+fn what_changes_meanwhile_does_not_wait_for_the_search() {
+    let mut machine = Machine::new();
+    let mut config = Config {
+        clusters: (0..16).map(|i| (format!("c{i:02}"), 1)).collect(),
+        ..Config::default()
+    };
+    machine.handle(Event::Snapshot(snapshot(&config, 1)));
+    let actions = machine.handle(Event::Request(Envoy::request(XdsType::Cluster)));
+    let Some(Action::Send { response, .. }) = actions.into_iter().find(|a| matches!(a, Action::Send { .. })) else {
+        panic!("nothing sent")
+    };
+    let actions = machine.handle(Event::Request(DeltaDiscoveryRequest {
+        response_nonce: response.nonce,
+        error_detail: Some(ErrorDetail::default()),
+        ..Envoy::request(XdsType::Cluster)
+    }));
+    // While the first half is under way, c15 (of the second) changes, and a cluster is new.
+    config.clusters.insert("c15".into(), 2);
+    config.clusters.insert("new".into(), 1);
+    assert!(machine.handle(Event::Snapshot(snapshot(&config, 2))).is_empty());
+    let sent = dialogue(&mut machine, actions, &["c03"]);
+    assert_eq!(sent[1], ["c15", "new"], "{sent:?}");
+    assert!(
+        sent.iter()
+            .any(|names| names.contains(&"c14".to_owned()) && !names.contains(&"c15".to_owned())),
+        "{sent:?}"
+    );
 }
 
 #[test]
@@ -425,7 +310,7 @@ fn with_listener(name: &str, version: u8) -> Config {
         ..Config::default()
     };
     config.listeners.insert(name.into(), version);
-    config.routes.insert("r0".into(), ["c0".into()].into());
+    config.routes.insert("r0".into(), (["c0".into()].into(), 1));
     config
 }
 
@@ -466,7 +351,7 @@ fn clusters_stay_while_a_refused_route_keeps_its_older_form() {
     let mut machine = settled_machine();
     let mut config = with_listener("l0", 1);
     (config.clusters, config.endpoints) = ([("c1".into(), 1)].into(), [("c1".into(), 1)].into());
-    config.routes.insert("r0".into(), ["c1".into()].into());
+    config.routes.insert("r0".into(), (["c1".into()].into(), 1));
     let mut actions = machine.handle(Event::Snapshot(snapshot(&config, 2)));
     let mut subscribe = Envoy::request(XdsType::Endpoint);
     subscribe.resource_names_subscribe = vec!["c1".into()];
@@ -503,7 +388,7 @@ fn clusters_stay_while_a_refused_route_keeps_its_older_form() {
         "{actions:?}"
     );
     // Once the refused content is gone, nothing is refused any more, and the old cluster goes.
-    config.routes.insert("r0".into(), BTreeSet::new());
+    config.routes.insert("r0".into(), (BTreeSet::new(), 1));
     let actions = machine.handle(Event::Snapshot(snapshot(&config, 3)));
     let actions = acknowledge(&mut machine, actions);
     assert!(

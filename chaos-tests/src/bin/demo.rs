@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::Parser;
 use ursa_chaos_tests::demo::{Options, run};
 
-/// Starts a global control plane, two zones and three workloads with real Envoys on loopback, and shows what they do.
+/// Starts a global control plane of three nodes, two zones and three workloads with real Envoys on loopback, and shows what they do.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
@@ -25,9 +25,24 @@ struct Args {
     /// Folder of the built programs [default: where this one is]
     #[arg(long, value_name = "DIR")]
     bin: Option<PathBuf>,
+    /// Nodes of the global control plane: 1 or 3
+    #[arg(long, default_value_t = 3, value_name = "N", value_parser = nodes)]
+    nodes: u8,
+    /// Leaders that are killed in step 5
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    kills: u32,
     /// Changes that are timed in step 4
     #[arg(long, default_value_t = 200, value_name = "N")]
     changes: u32,
+}
+
+/// One node, or a group that survives the loss of one.
+fn nodes(text: &str) -> Result<u8, String> {
+    match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        _ => Err("1 or 3".into()),
+    }
 }
 
 #[tokio::main]
@@ -55,7 +70,9 @@ async fn demo(args: Args) -> anyhow::Result<bool> {
         bin,
         envoy: args.envoy,
         check: args.check,
+        nodes: args.nodes,
         changes: args.changes,
+        kills: args.kills,
     })
     .await
 }

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::{Answer, Conn, Error, Target};
+use super::{Answer, Conn, Error, REQUEST_ID_HEADER, Target};
 
 /// A write on a loaded two-core machine takes milliseconds; ten seconds mean that something is broken.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -131,7 +131,21 @@ impl Api {
     /// # Errors
     /// Every [`Error`] but [`Error::Refused`]; after [`Error::Deadline`] or [`Error::Broken`] the outcome of a write is unknown.
     pub async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Answer, Error> {
-        let request = self.request(method, path, body)?;
+        self.exchange_in_time(self.request(method, path, body)?).await
+    }
+
+    /// A PUT that may be sent again, to any node, with the same id: it takes effect once.
+    ///
+    /// # Errors
+    /// As [`Api::call`].
+    pub async fn put_once(&self, path: &str, body: &Value, id: uuid::Uuid) -> Result<Answer, Error> {
+        let mut request = self.request(Method::PUT, path, Some(body))?;
+        let id = http::HeaderValue::from_str(&id.simple().to_string()).map_err(http::Error::from)?;
+        request.headers_mut().insert(REQUEST_ID_HEADER, id);
+        self.exchange_in_time(request).await
+    }
+
+    async fn exchange_in_time(&self, request: Request<Full<Bytes>>) -> Result<Answer, Error> {
         match tokio::time::timeout(self.deadline, self.exchange(request)).await {
             Ok(answer) => answer,
             Err(_elapsed) => Err(Error::Deadline(self.deadline)),

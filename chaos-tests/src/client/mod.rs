@@ -21,6 +21,9 @@ pub use tls::Trust;
 /// Header in which every answer of a control plane carries its store's revision, in decimal.
 pub const REVISION_HEADER: &str = "ursa-revision";
 
+/// Header that makes a write safe to send again: 32 hexadecimal digits.
+pub const REQUEST_ID_HEADER: &str = "ursa-request-id";
+
 /// The largest body that is read: an Envoy's whole config dump is some megabytes.
 const BODY_LIMIT: usize = 64 * 1024 * 1024;
 

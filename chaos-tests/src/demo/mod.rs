@@ -19,6 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::client::{Answer, Api, Target, Trust};
 use crate::echo::Said;
 use crate::envoy_admin::EnvoyAdmin;
+use crate::harness::logs::Allowed;
 use crate::harness::{Fleet, ports};
 use crate::report::Report;
 use crate::traffic::Shot;
@@ -31,7 +32,7 @@ pub const SOON: Duration = Duration::from_secs(15);
 /// For the start of a process.
 pub const START: Duration = Duration::from_secs(60);
 
-/// What the demo is asked to do.
+/// What the demo, or a scenario that builds on it, is asked to do.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where the report and the run's data go.
@@ -44,8 +45,12 @@ pub struct Options {
     pub envoy: PathBuf,
     /// Check and end, instead of staying up.
     pub check: bool,
+    /// Nodes of the global control plane: 1 or 3.
+    pub nodes: u8,
     /// Changes of step 4.
     pub changes: u32,
+    /// Leaders killed in step 5.
+    pub kills: u32,
 }
 
 /// A running demo.
@@ -61,6 +66,12 @@ pub struct Demo {
     pub report: Report,
     /// Changes of step 4.
     pub changes: u32,
+    /// Leaders killed in step 5.
+    pub kills: u32,
+    /// WARN and ERROR lines that what was done brings about.
+    pub allowed: Vec<Allowed>,
+    /// Counts the PUTs, which go to the nodes by turns.
+    turn: usize,
 }
 
 /// Runs the demo to its end. Returns whether every check passed.
@@ -68,26 +79,35 @@ pub struct Demo {
 /// # Errors
 /// If it cannot even begin (an address is taken, a program is missing), or the report cannot be written.
 pub async fn run(options: Options) -> anyhow::Result<bool> {
-    let mut demo = Demo::prepare(&options)?;
+    let demo = Demo::prepare("demo", Topology::with_globals(options.nodes), &options)?;
+    conduct(demo, &options, Demo::steps).await
+}
+
+/// Does what `act` does with a prepared demo, judges it, stays up if asked to, and ends everything. Returns whether every check passed.
+///
+/// # Errors
+/// If the report cannot be written.
+pub async fn conduct(mut demo: Demo, options: &Options, act: impl AsyncFnOnce(&mut Demo) -> anyhow::Result<()>) -> anyhow::Result<bool> {
     let fleet = demo.fleet.clone();
     let mut stop = Stop::listen()?;
 
     let ran = tokio::select! {
-        ran = demo.steps() => ran,
+        ran = act(&mut demo) => ran,
         ended = fleet.unasked_exit() => Err(anyhow::anyhow!(ended)),
         name = stop.asked() => Err(anyhow::anyhow!("stopped by {name}")),
     };
     let complete = ran.is_ok();
     if let Err(error) = ran {
         demo.report.check("all steps ran to their end", false, format!("{error:#}"));
-    } else if !options.check {
-        stay::tell(&mut demo).await;
-        tokio::select! {
-            ended = fleet.unasked_exit() => { demo.report.check("nothing ends unasked", false, ended); }
-            _name = stop.asked() => println!("\nstopping"),
-        }
     }
-    after::run(&mut demo, complete).await;
+    // The verdict is taken here: what whoever tries things does to it afterwards is theirs.
+    let judged = after::judge(&mut demo, complete).await;
+    let stays = complete && !options.check;
+    if stays {
+        stay::tell(&mut demo).await;
+        stay::until_stopped(&demo, stop.asked()).await;
+    }
+    after::end(&mut demo, judged, stays).await;
     drop(fleet);
 
     let (_, failed) = demo.report.finish();
@@ -99,6 +119,7 @@ pub async fn run(options: Options) -> anyhow::Result<bool> {
         println!("failed: {failure}");
     }
     println!("report: {}    logs: {}", path.display(), demo.fleet.dir().join("logs").display());
+    demo.report.write_summary(&options.out.join("summary.txt"))?;
     Ok(failed == 0)
 }
 
@@ -107,8 +128,7 @@ impl Demo {
     ///
     /// # Errors
     /// A missing program, an address in use, a folder that is not ours.
-    pub fn prepare(options: &Options) -> anyhow::Result<Self> {
-        let topology = Topology::default();
+    pub fn prepare(title: &str, topology: Topology, options: &Options) -> anyhow::Result<Self> {
         for program in ["global-cp", "zone-cp", "dataplane", "zone-ingress", "echo-workload"] {
             let path = options.bin.join(program);
             anyhow::ensure!(path.is_file(), "{} is missing: `make build` makes it", path.display());
@@ -130,16 +150,21 @@ impl Demo {
             data: absolute(&data)?,
         };
         let fleet = Fleet::new(&places.data)?;
-        let mut report = Report::new("demo");
+        let mut report = Report::new(title);
         report.about("cores", std::thread::available_parallelism().map_or(0, usize::from));
         report.about("debug_assertions", cfg!(debug_assertions));
+        report.about("nodes", topology.globals.len());
         report.about("changes", options.changes);
+        report.about("kills", options.kills);
         Ok(Self {
             topology,
             places,
             fleet,
             report,
             changes: options.changes,
+            kills: options.kills,
+            allowed: Vec::new(),
+            turn: 0,
         })
     }
 
@@ -148,7 +173,8 @@ impl Demo {
         steps::bring_up::run(self).await.context("step 1")?;
         steps::identity::run(self).await.context("step 2")?;
         steps::canary::run(self).await.context("step 3")?;
-        steps::propagation::run(self).await.context("step 4")
+        steps::propagation::run(self).await.context("step 4")?;
+        steps::survive::run(self).await
     }
 
     /// A client of a control plane's API, with its CA and its admin token.
@@ -172,6 +198,14 @@ impl Demo {
         self.api(&global.name(), global.ip)
     }
 
+    /// A client of each node of the global control plane, in the order of the topology.
+    ///
+    /// # Errors
+    /// As [`Demo::api`].
+    pub fn nodes(&self) -> anyhow::Result<Vec<Api>> {
+        self.topology.globals.iter().map(|g| self.api(&g.name(), g.ip)).collect()
+    }
+
     /// A client of a zone's control plane.
     ///
     /// # Errors
@@ -192,14 +226,16 @@ impl Demo {
         EnvoyAdmin::in_work_dir(&proxy.work_dir(&self.places.data))
     }
 
-    /// Sends a resource file to the global control plane. Returns the revision at which it is committed and how long that took.
+    /// Sends a resource file to the next node of the global control plane. Returns the revision at which it is committed and how long that took.
     ///
     /// # Errors
     /// If it is refused, or the answer has no revision.
     pub async fn apply(&mut self, file: &str) -> anyhow::Result<(u64, Duration)> {
         let resource = self.places.resource(file)?;
-        let answer = self
-            .global()?
+        let nodes = self.nodes()?;
+        let node = nodes.get(self.turn % nodes.len().max(1)).context("no global control plane")?;
+        self.turn += 1;
+        let answer = node
             .put(&path_of(&resource)?, &resource)
             .await?
             .success()

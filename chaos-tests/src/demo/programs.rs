@@ -23,6 +23,9 @@ pub struct Places {
     pub data: PathBuf,
 }
 
+/// Begins the name of every node of the global control plane.
+const GLOBAL: &str = "global-";
+
 /// What the harness needs of a sidecar's drain: long enough for requests in progress, short enough for a demo that ends.
 const DRAIN: [(&str, &str); 2] = [("--drain-time", "3s"), ("--drain-quiet", "200ms")];
 
@@ -33,10 +36,50 @@ impl Places {
         self.bin.join(name)
     }
 
-    /// The CA certificate that a control plane made at its first start.
+    /// The CA certificate of a control plane's servers: the cluster's, or the one that it made at its first start.
     #[must_use]
     pub fn ca_file(&self, control_plane: &str) -> PathBuf {
+        let cluster = self.cluster_ca().join("ca.crt");
+        if control_plane.starts_with(GLOBAL) && cluster.exists() {
+            return cluster;
+        }
         self.data.join(control_plane).join("tls/ca.crt")
+    }
+
+    /// Folder of the global cluster's CA. Absent while the global is a single node.
+    #[must_use]
+    pub fn cluster_ca(&self) -> PathBuf {
+        self.data.join("pki/ca")
+    }
+
+    /// Folder of a node's certificate.
+    #[must_use]
+    pub fn node_pki(&self, global: &Global) -> PathBuf {
+        self.data.join("pki").join(global.name())
+    }
+
+    /// The commands that make the cluster's CA and a certificate for each node, as an operator would.
+    #[must_use]
+    pub fn pki_commands(&self, topology: &Topology) -> Vec<Vec<String>> {
+        let ca = self.cluster_ca().display().to_string();
+        let words = |words: &[&str]| words.iter().map(|&w| w.to_owned()).collect::<Vec<_>>();
+        let mut commands = vec![words(&["pki", "init", "--out", &ca, "--cluster", "demo"])];
+        for global in &topology.globals {
+            let (id, address, out) = (global.id.to_string(), global.ip.to_string(), self.node_pki(global));
+            commands.push(words(&[
+                "pki",
+                "node",
+                "--ca",
+                &ca,
+                "--id",
+                &id,
+                "--address",
+                &address,
+                "--out",
+                &out.display().to_string(),
+            ]));
+        }
+        commands
     }
 
     /// The admin token that a control plane made at its first start.
@@ -73,15 +116,30 @@ impl Places {
     ///
     /// # Errors
     /// If its configuration cannot be written.
-    pub fn global(&self, global: &Global) -> anyhow::Result<Spec> {
+    pub fn global(&self, topology: &Topology, global: &Global) -> anyhow::Result<Spec> {
         let at = |port: u16| format!("{}:{port}", global.ip);
-        let config = json!({
+        let mut config = json!({
             "data_dir": self.data.join(global.name()),
             "node": {"id": global.id},
             "api": {"address": at(port::API)},
             "kds": {"address": at(port::KDS)},
             "diagnostics": {"address": at(port::DIAGNOSTICS)},
         });
+        if topology.is_cluster() {
+            let pki = self.node_pki(global);
+            let member = |id: u64, address: std::net::SocketAddr| json!({"id": id, "address": address.to_string()});
+            let members: Vec<Value> = topology
+                .globals
+                .iter()
+                .map(|g| member(g.id, (g.ip, port::CLUSTER).into()))
+                .collect();
+            let own = topology.links.nodes.iter().filter(|((from, _), _)| *from == global.id);
+            let detours: Vec<Value> = own.map(|((_, to), address)| member(*to, *address)).collect();
+            config["cluster"] = json!({
+                "listen": at(port::CLUSTER), "members": members, "dial": detours,
+                "cert_file": pki.join("node.crt"), "key_file": pki.join("node.key"), "ca_file": pki.join("ca.crt"),
+            });
+        }
         self.control_plane("global-cp", &global.name(), &config, (global.ip, port::DIAGNOSTICS).into())
     }
 
@@ -92,7 +150,15 @@ impl Places {
     pub fn zone(&self, topology: &Topology, zone: &Zone) -> anyhow::Result<Spec> {
         let at = |port: u16| format!("{}:{port}", zone.ip);
         let first = topology.globals.first().context("a topology without a global control plane")?;
-        let globals: Vec<String> = topology.globals.iter().map(|g| format!("grpcs://{}:{}", g.ip, port::KDS)).collect();
+        let globals: Vec<String> = topology
+            .globals
+            .iter()
+            .map(|to| {
+                let direct = (to.ip, port::KDS).into();
+                let address = topology.links.zones.get(&(zone.name.clone(), to.id)).copied();
+                format!("grpcs://{}", address.unwrap_or(direct))
+            })
+            .collect();
         let name = zone.control_plane();
         let config = json!({
             "zone": zone.name,
@@ -133,8 +199,7 @@ impl Places {
 
     /// A zone ingress.
     #[must_use]
-    pub fn ingress(&self, zone: &Zone) -> Spec {
-        let ingress = &zone.ingress;
+    pub fn ingress(&self, zone: &Zone, ingress: &Proxy) -> Spec {
         self.proxy("zone-ingress", zone, ingress)
             .opt("--name", &ingress.dataplane)
             .opt("--mesh", MESH)
@@ -244,6 +309,27 @@ mod tests {
         assert_eq!(
             (config["zone"].as_str(), config["dp_server"]["address"].as_str()),
             (Some("west"), Some("127.0.2.1:5678"))
+        );
+    }
+
+    #[test]
+    fn a_cluster_names_its_members_and_a_link_takes_the_place_of_an_address() {
+        let dir = tempfile::tempdir().unwrap();
+        let (places, mut topology) = (places(dir.path()), Topology::with_globals(3));
+        topology.links.nodes.insert((2, 3), "127.0.100.1:7023".parse().unwrap());
+        topology.links.zones.insert(("west".into(), 1), "127.0.100.1:7101".parse().unwrap());
+        let config = |spec: Spec| -> Value { serde_saphyr::from_str(&std::fs::read_to_string(&spec.args[2]).unwrap()).unwrap() };
+        let node = config(places.global(&topology, &topology.globals[1]).unwrap());
+        assert_eq!(node["cluster"]["members"][2], json!({"id": 3, "address": "127.0.100.3:5683"}));
+        assert_eq!(node["cluster"]["dial"], json!([{"id": 3, "address": "127.0.100.1:7023"}]));
+        let zone = config(places.zone(&topology, topology.zone("west")).unwrap());
+        assert_eq!(zone["global"]["addresses"][0], "grpcs://127.0.100.1:7101");
+        assert_eq!(zone["global"]["addresses"][2], "grpcs://127.0.100.3:5685");
+        let commands = places.pki_commands(&topology);
+        assert_eq!(commands.len(), 4);
+        assert_eq!(
+            commands[3][..6],
+            ["pki", "node", "--ca", &places.cluster_ca().display().to_string(), "--id", "3"]
         );
     }
 

@@ -1,6 +1,37 @@
 //! What there is to try while the demo stays up. In: the running demo. Out: addresses and commands that can be pasted.
+//! Invariant: whatever is tried, a killed process included, changes nothing about the verdict.
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::time::Duration;
+
 use crate::demo::Demo;
 use crate::demo::topology::port;
+use crate::harness::wait::{Poll, wait_until};
+
+/// How often it is looked whether something ended.
+const LOOK: Duration = Duration::from_millis(100);
+/// Nobody tries things for longer.
+const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Stays up, and says when a process ends.
+pub async fn until_stopped(demo: &Demo, stopped: impl Future<Output = &'static str>) {
+    let mut told = BTreeSet::new();
+    let watch = wait_until::<(), _>("the end", YEAR, LOOK, async || {
+        for (name, how) in demo.fleet.unasked_exits() {
+            if told.insert(name.clone()) {
+                println!(
+                    "{name} ended: {how}. The rest stays up. Its log: {}",
+                    demo.fleet.log(&name).display()
+                );
+            }
+        }
+        Ok(Poll::NotYet(String::new()))
+    });
+    tokio::select! {
+        _year = watch => {}
+        name = stopped => println!("\n{name}: stopping"),
+    }
+}
 
 /// Prints it.
 pub async fn tell(demo: &mut Demo) {
@@ -36,6 +67,13 @@ pub async fn tell(demo: &mut Demo) {
         short(demo.places.resources.join("mesh-http-route-header.yaml"))
     );
     println!("   curl -s -H 'x-canary: yes' {call}");
+    if demo.topology.is_cluster() {
+        println!("\n any node answers any request; who leads, and how far each one is");
+        for node in &demo.topology.globals {
+            println!("   curl -s http://{}:{}/cluster", node.ip, port::DIAGNOSTICS);
+        }
+        println!(" kill one with kill -9 (process ids below); the other two go on, and zones and traffic with them");
+    }
     println!("\n the zones' own APIs");
     for zone in &demo.topology.zones {
         println!(

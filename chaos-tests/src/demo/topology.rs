@@ -1,8 +1,10 @@
-//! Who runs where in the demo: one global control plane, zones east and west, three workloads, two zone ingresses.
+//! Who runs where in the demo: a global control plane of one node or three, zones east and west, three workloads, two zone ingresses;
+//! and who may join later.
 //!
 //! In: nothing. Out: names, addresses and the folders of each process. Invariant: every process has a loopback address of its own
 //! (127.x.y.z needs no set-up on Linux), so that all of them use the same ports as on machines of their own.
 //! Source: issue text; ports as Kuma's. Not here: how they are started ([`super::programs`]).
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -14,6 +16,8 @@ pub mod port {
     pub const DIAGNOSTICS: u16 = 5680;
     /// Resource API, HTTPS.
     pub const API: u16 = 5682;
+    /// Global control plane: its nodes among themselves.
+    pub const CLUSTER: u16 = 5683;
     /// Global control plane: sync with the zones.
     pub const KDS: u16 = 5685;
     /// Zone ingress.
@@ -30,6 +34,8 @@ pub mod port {
 
 /// The mesh of the demo.
 pub const MESH: &str = "default";
+/// The workload of zone ingresses.
+const INGRESS: &str = "zone-ingress";
 
 /// One node of the global control plane.
 #[derive(Clone, Debug)]
@@ -65,14 +71,25 @@ pub struct Proxy {
 
 impl Proxy {
     fn new(zone: &str, workload: &str, dataplane: &str, ip: [u8; 4]) -> Self {
-        let name = format!("{workload}-{zone}");
         Self {
-            name,
+            name: format!("{workload}-{zone}"),
             zone: zone.into(),
             dataplane: dataplane.into(),
             workload: workload.into(),
             ip: ip.into(),
         }
+    }
+
+    /// The second one of its workload in its zone.
+    fn second(mut self) -> Self {
+        self.name += "-2";
+        self
+    }
+
+    /// It is a zone ingress.
+    #[must_use]
+    pub fn is_ingress(&self) -> bool {
+        self.workload == INGRESS
     }
 
     /// Name of the application's process.
@@ -115,8 +132,12 @@ pub struct Zone {
     pub ip: Ipv4Addr,
     /// Its zone ingress.
     pub ingress: Proxy,
+    /// Zone ingresses that joined later.
+    pub further_ingresses: Vec<Proxy>,
     /// Its workloads' sidecars.
     pub sidecars: Vec<Proxy>,
+    /// A second ingress and second instances of its workloads, which a scenario may let join.
+    pub spares: Vec<Proxy>,
 }
 
 impl Zone {
@@ -126,9 +147,14 @@ impl Zone {
         format!("zone-{}", self.name)
     }
 
-    /// All proxies.
+    /// All zone ingresses.
+    pub fn ingresses(&self) -> impl Iterator<Item = &Proxy> {
+        std::iter::once(&self.ingress).chain(&self.further_ingresses)
+    }
+
+    /// All proxies but the spares.
     pub fn proxies(&self) -> impl Iterator<Item = &Proxy> {
-        self.sidecars.iter().chain(std::iter::once(&self.ingress))
+        self.sidecars.iter().chain(self.ingresses())
     }
 }
 
@@ -139,15 +165,39 @@ pub struct Topology {
     pub globals: Vec<Global>,
     /// Zones; the first has the frontend.
     pub zones: Vec<Zone>,
+    /// Addresses of fault proxies that stand between programs.
+    pub links: Links,
+}
+
+/// Where programs connect instead of to each other. Empty: they connect directly.
+#[derive(Clone, Debug, Default)]
+pub struct Links {
+    /// Between nodes of the global: from whom, to whom.
+    pub nodes: BTreeMap<(u64, u64), SocketAddr>,
+    /// From a zone to a node of the global.
+    pub zones: BTreeMap<(String, u64), SocketAddr>,
 }
 
 impl Default for Topology {
     fn default() -> Self {
-        let zone = |name: &str, net: u8, sidecars: Vec<Proxy>| Zone {
+        Self::with_globals(1)
+    }
+}
+
+impl Topology {
+    /// With a global control plane of so many nodes.
+    #[must_use]
+    pub fn with_globals(nodes: u8) -> Self {
+        let zone = |name: &str, net: u8, sidecars: Vec<Proxy>, second: Proxy| Zone {
             name: name.into(),
             ip: [127, 0, net, 1].into(),
-            ingress: Proxy::new(name, "zone-ingress", "zone-ingress", [127, 0, net, 2]),
+            ingress: Proxy::new(name, INGRESS, INGRESS, [127, 0, net, 2]),
+            further_ingresses: Vec::new(),
             sidecars,
+            spares: vec![
+                Proxy::new(name, INGRESS, "zone-ingress-2", [127, 0, net, 3]).second(),
+                second.second(),
+            ],
         };
         let east = vec![
             Proxy::new("east", "frontend", "frontend-1", [127, 0, 1, 10]),
@@ -155,16 +205,46 @@ impl Default for Topology {
         ];
         let west = vec![Proxy::new("west", "backend", "backend-1", [127, 0, 2, 10])];
         Self {
-            globals: vec![Global {
-                id: 1,
-                ip: [127, 0, 100, 1].into(),
-            }],
-            zones: vec![zone("east", 1, east), zone("west", 2, west)],
+            globals: (1..=nodes)
+                .map(|n| Global {
+                    id: u64::from(n),
+                    ip: [127, 0, 100, n].into(),
+                })
+                .collect(),
+            links: Links::default(),
+            zones: vec![
+                zone("east", 1, east, Proxy::new("east", "backend", "backend-2", [127, 0, 1, 21])),
+                zone("west", 2, west, Proxy::new("west", "backend", "backend-2", [127, 0, 2, 11])),
+            ],
         }
     }
-}
 
-impl Topology {
+    /// It is a cluster: several nodes that elect a leader.
+    #[must_use]
+    pub fn is_cluster(&self) -> bool {
+        self.globals.len() > 1
+    }
+
+    /// Counts a spare among the running proxies of its zone.
+    ///
+    /// # Panics
+    /// If there is no spare of this name: names are written down in this crate only.
+    pub fn join(&mut self, name: &str) -> Proxy {
+        for zone in &mut self.zones {
+            if let Some(at) = zone.spares.iter().position(|p| p.name == name) {
+                let proxy = zone.spares.remove(at);
+                let among = if proxy.is_ingress() {
+                    &mut zone.further_ingresses
+                } else {
+                    &mut zone.sidecars
+                };
+                among.push(proxy.clone());
+                return proxy;
+            }
+        }
+        panic!("the topology has no spare {name}")
+    }
+
     /// The zone of this name.
     ///
     /// # Panics
@@ -207,19 +287,22 @@ impl Topology {
         let mut add = |ip: Ipv4Addr, name: &str, ports: &[u16]| all.extend(ports.iter().map(|p| ((ip, *p).into(), name.to_owned())));
         for global in &self.globals {
             add(global.ip, &global.name(), &[port::API, port::KDS, port::DIAGNOSTICS]);
+            if self.is_cluster() {
+                add(global.ip, &global.name(), &[port::CLUSTER]);
+            }
         }
         for zone in &self.zones {
             add(zone.ip, &zone.control_plane(), &[port::DP_SERVER, port::API, port::DIAGNOSTICS]);
-            add(
-                zone.ingress.ip,
-                &zone.ingress.name,
-                &[port::INGRESS, port::READINESS, port::DIAGNOSTICS],
-            );
-            for sidecar in &zone.sidecars {
-                add(sidecar.ip, &sidecar.name, &[port::INBOUND, port::READINESS, port::DIAGNOSTICS]);
-                add(sidecar.ip, &sidecar.application(), &[port::APPLICATION]);
-                if sidecar.workload == "frontend" {
-                    add(sidecar.ip, &sidecar.name, &[port::OUTBOUND]);
+            for proxy in zone.proxies().chain(&zone.spares) {
+                add(proxy.ip, &proxy.name, &[port::READINESS, port::DIAGNOSTICS]);
+                if proxy.is_ingress() {
+                    add(proxy.ip, &proxy.name, &[port::INGRESS]);
+                    continue;
+                }
+                add(proxy.ip, &proxy.name, &[port::INBOUND]);
+                add(proxy.ip, &proxy.application(), &[port::APPLICATION]);
+                if proxy.workload == "frontend" {
+                    add(proxy.ip, &proxy.name, &[port::OUTBOUND]);
                 }
             }
         }
@@ -234,8 +317,22 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_spare_joins_its_zone() {
+        let mut topology = Topology::with_globals(3);
+        let addresses: BTreeSet<_> = topology.addresses().into_iter().collect();
+        for spare in ["backend-west-2", "zone-ingress-west-2", "backend-east-2", "zone-ingress-east-2"] {
+            assert_eq!(topology.join(spare).name, spare);
+            assert_eq!(topology.proxy(spare).name, spare);
+        }
+        assert_eq!(topology.zone("west").ingresses().count(), 2);
+        assert_eq!(topology.proxies().count(), 9);
+        assert!(topology.zones.iter().all(|z| z.spares.is_empty()));
+        assert_eq!(topology.addresses().into_iter().collect::<BTreeSet<_>>(), addresses);
+    }
+
+    #[test]
     fn no_address_is_used_twice_and_no_process_has_two_names() {
-        let topology = Topology::default();
+        let topology = Topology::with_globals(3);
         let addresses = topology.addresses();
         assert_eq!(addresses.iter().map(|(a, _)| a).collect::<BTreeSet<_>>().len(), addresses.len());
         let names: Vec<&str> = topology.proxies().map(|p| p.name.as_str()).collect();

@@ -3,7 +3,7 @@
 //! In: the unix socket in the proxy's work folder. Out: statistics, certificates, listeners of the config dump.
 //! Invariant: read only; nothing of the admin interface that changes the Envoy is called.
 //! Source: Envoy documentation, "Administration interface".
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -74,6 +74,19 @@ impl EnvoyAdmin {
         Ok(listeners(&dump))
     }
 
+    /// The addresses of the endpoints of each cluster that came over xDS.
+    ///
+    /// # Errors
+    /// If the socket does not answer, or not as expected.
+    pub async fn endpoints(&self) -> anyhow::Result<Endpoints> {
+        let clusters = self
+            .api
+            .get_json("/clusters?format=json")
+            .await
+            .with_context(|| format!("clusters of {}", self.api.target()))?;
+        Ok(endpoints(&clusters))
+    }
+
     /// Envoy's version, as in "1.40.0".
     ///
     /// # Errors
@@ -84,6 +97,36 @@ impl EnvoyAdmin {
         // commit/version/state/build type/TLS library
         Ok(version.split('/').nth(1).unwrap_or(version).to_owned())
     }
+}
+
+/// The endpoints, as `ip:port`, of each cluster.
+pub type Endpoints = BTreeMap<String, BTreeSet<String>>;
+
+/// What `before` has and `now` has not: a cluster, or an endpoint of it.
+#[must_use]
+pub fn lost(before: &Endpoints, now: &Endpoints) -> Vec<String> {
+    let mut lost = Vec::new();
+    for (cluster, addresses) in before {
+        match now.get(cluster) {
+            None => lost.push(format!("cluster {cluster}")),
+            Some(left) => lost.extend(addresses.difference(left).map(|address| format!("{address} of {cluster}"))),
+        }
+    }
+    lost
+}
+
+fn endpoints(clusters: &Value) -> Endpoints {
+    let address = |host: &Value| {
+        let socket = &host["address"]["socket_address"];
+        Some(format!("{}:{}", socket["address"].as_str()?, socket["port_value"]))
+    };
+    each(&clusters["cluster_statuses"])
+        .filter(|cluster| cluster["added_via_api"].as_bool().unwrap_or_default())
+        .map(|cluster| {
+            let name = cluster["name"].as_str().unwrap_or_default().to_owned();
+            (name, each(&cluster["host_statuses"]).filter_map(address).collect())
+        })
+        .collect()
 }
 
 /// Counters and gauges of one moment.
@@ -206,6 +249,25 @@ mod tests {
         assert_eq!(found.len(), 1);
         assert_eq!((found[0].port, found[0].chains, found[0].chains_with_tls), (10001, 2, 1));
         assert_eq!(found[0].server_names, ["sni.a"]);
+    }
+
+    #[test]
+    fn a_lost_endpoint_is_named_and_a_new_one_is_no_loss() {
+        let host = |ip: &str| json!({"address": {"socket_address": {"address": ip, "port_value": 8080}}});
+        let clusters = |hosts: Vec<Value>| {
+            endpoints(
+                &json!({"cluster_statuses": [{"name": "k", "added_via_api": true, "host_statuses": hosts},
+                {"name": "system_ads", "host_statuses": [host("127.0.0.1")]}]}),
+            )
+        };
+        let (two, one) = (
+            clusters(vec![host("127.0.2.10"), host("127.0.2.11")]),
+            clusters(vec![host("127.0.2.10")]),
+        );
+        assert_eq!(two.len(), 1);
+        assert_eq!(lost(&two, &one), ["127.0.2.11:8080 of k"]);
+        assert_eq!(lost(&one, &two), Vec::<String>::new());
+        assert_eq!(lost(&one, &Endpoints::new()), ["cluster k"]);
     }
 
     #[test]

@@ -176,6 +176,19 @@ impl Fleet {
         Ok(())
     }
 
+    /// Waits until a process has ended, however.
+    ///
+    /// # Errors
+    /// If there is no such process, or at the deadline.
+    pub async fn wait_gone(&self, name: &str, deadline: Duration) -> anyhow::Result<Duration> {
+        let (_, took) = wait_until(&format!("{name} is gone"), deadline, POLL, async || {
+            let gone = self.0.members.lock().get(name)?.exit().is_some();
+            Ok(Poll::when(gone, (), || "still running".into()))
+        })
+        .await?;
+        Ok(took)
+    }
+
     /// Sends SIGTERM and waits for the end; after `grace` the process and all below it are killed.
     ///
     /// # Errors
@@ -281,6 +294,18 @@ impl Fleet {
         let mut members = self.0.members.lock();
         let now = members.processes.iter().map(|p| (p.spec.name.clone(), p.envoys())).collect();
         members.envoys = now;
+    }
+
+    /// Remembers the Envoys of processes that were started since: for those that a scenario starts again, or lets join.
+    pub fn remember_new_envoys(&self) {
+        let mut members = self.0.members.lock();
+        let new: Vec<_> = members
+            .processes
+            .iter()
+            .filter(|p| !members.envoys.contains_key(&p.spec.name))
+            .map(|p| (p.spec.name.clone(), p.envoys()))
+            .collect();
+        members.envoys.extend(new);
     }
 
     /// Processes whose Envoys are not the remembered ones: one was restarted, died or was added. With both sets of pids in words.
@@ -396,13 +421,16 @@ mod tests {
             .unwrap();
         settled("it runs", || fleet.envoy_count("proxy") == 1).await;
         fleet.remember_envoys();
+        fleet.start(shell("later", &format!("{} 1000; true", envoy.display()))).unwrap();
+        settled("the later one runs", || fleet.envoy_count("later") == 1).await;
+        fleet.remember_new_envoys();
         assert!(fleet.changed_envoys().is_empty());
         for process in fleet.alive() {
-            if fleet.0.members.lock().processes[0].envoys().contains(&process) {
+            if fleet.0.members.lock().processes.iter().any(|p| p.envoys().contains(&process)) {
                 kill_exactly(process);
             }
         }
-        settled("the restart is noticed", || fleet.changed_envoys().len() == 1).await;
+        settled("both restarts are noticed", || fleet.changed_envoys().len() == 2).await;
     }
 
     #[tokio::test]

@@ -114,7 +114,7 @@ impl Pace {
     clippy::disallowed_methods,
     reason = "test code waits here and nowhere else; no change of the system passes through"
 )]
-async fn pause_until(due: Instant) {
+pub(crate) async fn pause_until(due: Instant) {
     tokio::time::sleep_until(due).await;
 }
 

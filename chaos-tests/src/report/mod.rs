@@ -8,6 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::json;
 use tokio::time::Instant;
@@ -95,6 +96,8 @@ pub struct Report {
     steps: Vec<Step>,
     rows: Vec<Row>,
     facts: serde_json::Map<String, serde_json::Value>,
+    /// Everything that was told.
+    told: Mutex<String>,
 }
 
 impl Report {
@@ -112,6 +115,7 @@ impl Report {
             steps: Vec::new(),
             rows: Vec::new(),
             facts: serde_json::Map::new(),
+            told: Mutex::default(),
         }
     }
 
@@ -245,6 +249,14 @@ impl Report {
         fs::write(path, serde_json::to_vec_pretty(&report)?)
     }
 
+    /// Writes what was told, for people.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write_summary(&self, path: &Path) -> std::io::Result<()> {
+        fs::write(path, self.told.lock().as_bytes())
+    }
+
     fn end_step(&mut self) {
         let took = self.step_began.elapsed();
         if let Some(step) = self.steps.last_mut()
@@ -264,6 +276,9 @@ impl Report {
     }
 
     fn say(&self, line: &str) {
+        let mut told = self.told.lock();
+        told.push_str(line);
+        told.push('\n');
         if !self.quiet {
             println!("{line}");
         }
@@ -312,6 +327,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deep/report.json");
         report.write_json(&path).unwrap();
+        let summary = dir.path().join("deep/summary.txt");
+        report.write_summary(&summary).unwrap();
+        assert!(fs::read_to_string(summary).unwrap().contains("2 passed; 0 failed") || report.result() == (1, 0));
         let json: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
         assert_eq!(
             (json["passed"].as_u64(), json["failed"].as_u64(), json["about"]["cores"].as_u64()),

@@ -5,6 +5,8 @@
 //! (open loop), so that a stall of the system shows in the numbers instead of thinning out the load.
 //! Source: issue text, "open-loop traffic generator". Not here: the HTTP connection ([`crate::client`]).
 pub mod load;
+pub mod pairs;
+pub mod registers;
 pub mod stats;
 pub mod switch;
 

@@ -148,10 +148,11 @@ pub struct Descriptor {
 /// Parses a spec into `T`, validates it and gives its canonical JSON: defaults filled in, unknown fields gone.
 fn canonical<T: Spec>(spec: Value) -> Result<Value, Violations> {
     let mut found = Violations::default();
-    let typed: T = match serde_json::from_value(spec) {
+    let typed: T = match serde_path_to_error::deserialize(spec) {
         Ok(t) => t,
         Err(err) => {
-            found.add("", err.to_string());
+            let path = err.path().to_string();
+            found.add(if path == "." { String::new() } else { path }, err.inner().to_string());
             return Err(found);
         }
     };
@@ -324,6 +325,8 @@ impl<'de> Deserialize<'de> for Kind {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -333,6 +336,48 @@ mod tests {
             assert_eq!(kind.descriptor().kind, *kind);
             assert_eq!(kind.name().parse::<Kind>().unwrap(), *kind);
             assert_eq!(ALL.iter().filter(|k| k.descriptor().path == kind.descriptor().path).count(), 1);
+        }
+    }
+
+    #[test]
+    fn a_spec_of_the_wrong_shape_names_the_field() {
+        for (kind, spec, field, reason) in [
+            (
+                Kind::MeshTimeout,
+                json!({"to": [{"targetRef": {"kind": "Mesh"}, "default": {"http": {"requestTimeout": 5}}}]}),
+                "to[0].default.http.requestTimeout",
+                "invalid type: integer `5`, expected a string",
+            ),
+            (
+                Kind::MeshTimeout,
+                json!({"to": [{"targetRef": {"kind": "Mesh"}}, {"default": {}}]}),
+                "to[1]",
+                "missing field `targetRef`",
+            ),
+            (
+                Kind::MeshHTTPRoute,
+                json!({"to": [{"targetRef": {"kind": "MeshService"}, "rules": [{"matches": [{"path": {"type": "Glob", "value": "/"}}]}]}]}),
+                "to[0].rules[0].matches[0].path.type",
+                "unknown variant `Glob`",
+            ),
+            (
+                Kind::MeshTrafficPermission,
+                json!({"rules": [{"default": {"allow": {}}}]}),
+                "rules[0].default.allow",
+                "invalid type: map, expected a sequence",
+            ),
+            (Kind::MeshZoneAddress, json!({"address": "a"}), "", "missing field `port`"),
+            (
+                Kind::Dataplane,
+                json!({"networking": {"inbound": [{"port": "x"}]}}),
+                "networking.inbound[0].port",
+                "invalid type",
+            ),
+        ] {
+            let found = (kind.descriptor().canonical)(spec).unwrap_err();
+            assert_eq!(found.0.len(), 1);
+            assert_eq!(found.0[0].field, field);
+            assert!(found.0[0].reason.contains(reason), "{found}");
         }
     }
 

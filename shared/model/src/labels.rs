@@ -25,6 +25,10 @@ pub const LISTENER_ZONE_INGRESS: &str = "kuma.io/listener-zoneingress";
 pub const LISTENER_ZONE_EGRESS: &str = "kuma.io/listener-zoneegress";
 pub const K8S_NAMESPACE: &str = "k8s.kuma.io/namespace";
 pub const K8S_SERVICE_ACCOUNT: &str = "k8s.kuma.io/service-account";
+/// Prefix of the labels that only a Kubernetes control plane sets.
+pub const K8S_PREFIX: &str = "k8s.kuma.io/";
+/// Value of [`ENV`] on VMs.
+pub const UNIVERSAL: &str = "universal";
 pub const PROXY_TYPE: &str = "kuma.io/proxy-type";
 pub const DELETION_GRACE: &str = "kuma.io/deletion-grace-period-started-at";
 
@@ -91,7 +95,7 @@ pub fn computed(site: Site<'_>, kind: Kind, mesh: &str, name: &str, mut labels: 
             labels.insert(ORIGIN.into(), Origin::Zone.as_str().into());
             if kind.descriptor().flags.provided_by_zone() {
                 labels.entry(ZONE.into()).or_insert_with(|| zone.into());
-                labels.entry(ENV.into()).or_insert_with(|| "universal".into());
+                labels.entry(ENV.into()).or_insert_with(|| UNIVERSAL.into());
             }
         }
     }
@@ -106,6 +110,23 @@ pub fn computed(site: Site<'_>, kind: Kind, mesh: &str, name: &str, mut labels: 
         labels.remove(PROXY_TYPE);
     }
     labels
+}
+
+/// Checks the labels that a proxy on a VM brings with its Dataplane: those that say where it runs are not its to choose. SPIFFE ids
+/// may be made of the ones under `k8s.kuma.io/`, which only a Kubernetes control plane sets, from what it knows of a Pod.
+pub fn validate_brought(given: &Labels, zone: &str, mesh: &str, out: &mut Violations) {
+    validate(given, out);
+    for (label, want) in [(ZONE, zone), (MESH, mesh), (ENV, UNIVERSAL)] {
+        if given.get(label).is_some_and(|have| have != want) {
+            out.add(format!("labels[\"{label}\"]"), format!("{label} label should have {want} value"));
+        }
+    }
+    for label in given.keys().filter(|label| label.starts_with(K8S_PREFIX)) {
+        out.add(
+            format!("labels[\"{label}\"]"),
+            format!("labels under {K8S_PREFIX} are set by a control plane on Kubernetes, not by a proxy"),
+        );
+    }
 }
 
 /// Checks keys (qualified names) and values against Kubernetes' rules; violations are at `labels["<key>"]`.
@@ -142,5 +163,37 @@ pub fn is_qualified_name(s: &str) -> bool {
     match s.split_once('/') {
         Some((prefix, name)) => crate::name::is_dns1123_subdomain(prefix) && is_label_part(name),
         None => is_label_part(s),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proxy_does_not_say_where_it_runs() {
+        let found = |pairs: &[(&str, &str)]| {
+            let given = pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+            let mut found = Violations::default();
+            validate_brought(&given, "east", "default", &mut found);
+            found.0.into_iter().map(|v| v.field).collect::<Vec<_>>()
+        };
+        let own = [
+            (ZONE, "east"),
+            (MESH, "default"),
+            (ENV, "universal"),
+            (WORKLOAD, "a"),
+            ("team", "b"),
+        ];
+        assert_eq!(found(&own), Vec::<String>::new());
+        for (label, value) in [
+            (ZONE, "west"),
+            (MESH, "other"),
+            (ENV, "kubernetes"),
+            (K8S_NAMESPACE, "kube-system"),
+            (K8S_SERVICE_ACCOUNT, "admin"),
+        ] {
+            assert_eq!(found(&[(label, value)]), [format!("labels[\"{label}\"]")]);
+        }
     }
 }

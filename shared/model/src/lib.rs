@@ -4,10 +4,12 @@
 
 pub mod duration;
 pub mod hash;
+pub mod header_format;
 pub mod kind;
 pub mod kri;
 pub mod labels;
 pub mod name;
+pub mod re2;
 pub mod resource;
 pub mod sni;
 pub mod validate;

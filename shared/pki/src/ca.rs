@@ -334,13 +334,13 @@ fn trust_domain(ca: &X509Certificate<'_>) -> Result<Option<TrustDomain>, String>
     }
 }
 
-fn first_certificate(pem: &str) -> Result<CertificateDer<'static>, String> {
+pub(crate) fn first_certificate(pem: &str) -> Result<CertificateDer<'static>, String> {
     let sections = text::sections(pem.as_bytes())?;
     let first = sections.into_iter().find(|section| section.tag() == text::CERTIFICATE);
     Ok(first.ok_or("no certificate in it")?.into_contents().into())
 }
 
-fn key_pair(pem: &str) -> Result<KeyPair, String> {
+pub(crate) fn key_pair(pem: &str) -> Result<KeyPair, String> {
     if pem.len() > text::MAX_PEM_BYTES {
         return Err("too large".to_owned());
     }
@@ -354,13 +354,13 @@ fn uri(id: &SpiffeId) -> Result<SanType, Error> {
 }
 
 /// 16 random bytes, positive and without leading zero, so that every encoder writes the same.
-fn serial() -> Result<SerialNumber, Error> {
+pub(crate) fn serial() -> Result<SerialNumber, Error> {
     let mut bytes = [0; 16];
     SystemRandom::new().fill(&mut bytes).map_err(|_| rcgen::Error::RingUnspecified)?;
     bytes[0] = bytes[0] & 0x7f | 0x40;
     Ok(SerialNumber::from_slice(&bytes))
 }
 
-fn whole_seconds(time: OffsetDateTime) -> OffsetDateTime {
+pub(crate) fn whole_seconds(time: OffsetDateTime) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(time.unix_timestamp()).unwrap_or(time)
 }

@@ -1,7 +1,8 @@
-//! Certificates and tokens of the mesh: CAs, SPIFFE X.509-SVIDs, trust bundles, RS256 tokens as Kuma's.
+//! Certificates and tokens: CAs, SPIFFE X.509-SVIDs, trust bundles, RS256 tokens as Kuma's; the certificates of a cluster's nodes.
 //! Invariant: pure but for randomness: no clock (time is a parameter), no disk, no network; private keys never appear in Debug output.
 //! Not here: where keys and CAs are stored (secrets in the store), the servers' own TLS (ursa-runtime).
 pub mod ca;
+pub mod node;
 pub mod spiffe;
 pub mod token;
 pub mod trust;

@@ -1,7 +1,7 @@
 //! Tokens of data planes, zones and users: RS256 JWTs, byte for byte what Kuma issues and accepts.
 //! In: claims, a signing key, the time; or a token, keys by id, revocations, the time. Out: a token; or its claims, or why not.
 //! Invariant: no algorithm but RS256, ever; nothing of a token is believed before its signature is checked.
-//! Source: `reference/api.md` 4.3. Not here: where keys and revocations are stored, and who may ask for a token.
+//! Source: `reference/api.md` 4.3. Not here: which secrets hold keys and revocations ([`stored`]), and who may ask for a token.
 //! Stricter than Kuma: `exp` and `jti` must be there, and two claims that differ in case only are refused.
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -17,11 +17,13 @@ use uuid::Uuid;
 
 mod claims;
 mod key;
+pub mod stored;
 #[cfg(test)]
 mod tests;
 
 pub use claims::{Claims, DataplaneClaims, UserClaims, ZoneClaims};
 pub use key::{KeyError, SigningKey, VerifyingKey};
+pub use stored::{Family, Known};
 
 /// Longest token; one with every tag of a large workload is far below.
 pub const MAX_TOKEN_BYTES: usize = 16 * 1024;

@@ -59,3 +59,187 @@ impl Tls {
         });
     }
 }
+
+/// This node among the others of its control plane. All nodes have the same list of members.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cluster {
+    /// Address and port to listen on for the other nodes. Default 0.0.0.0:5683.
+    pub listen: SocketAddr,
+    /// All members, this node included, as the others reach them. It founds the group on the first start; an odd number of three or
+    /// more survives the loss of any minority.
+    pub members: Vec<Member>,
+    /// Where this node, unlike the others, reaches a member: through a forwarder, say. Default empty.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dial: Vec<Member>,
+    /// This node's certificate, PEM; `global-cp pki node` makes it. It also serves the REST API and zone sync unless `tls` is configured.
+    pub cert_file: PathBuf,
+    /// Its private key, PEM.
+    pub key_file: PathBuf,
+    /// The cluster's CA, PEM.
+    pub ca_file: PathBuf,
+}
+
+/// A node and where it is reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Member {
+    /// The node's `node.id`.
+    pub id: u64,
+    /// `host:port` of its `cluster.listen`.
+    pub address: String,
+}
+
+impl Default for Cluster {
+    fn default() -> Self {
+        Self {
+            listen: ([0, 0, 0, 0], 5683).into(),
+            members: Vec::new(),
+            dial: Vec::new(),
+            cert_file: PathBuf::new(),
+            key_file: PathBuf::new(),
+            ca_file: PathBuf::new(),
+        }
+    }
+}
+
+impl Cluster {
+    pub fn validate(&self, node: u64, problems: &mut Problems) {
+        let members = self.addresses();
+        problems.check(!self.members.is_empty(), || {
+            "cluster.members must name every node, this one too".into()
+        });
+        problems.check(members.len() == self.members.len(), || "cluster.members names a node twice".into());
+        problems.check(self.members.is_empty() || members.contains_key(&node), || {
+            format!("node.id {node} is not among cluster.members")
+        });
+        for member in self.members.iter().chain(&self.dial) {
+            problems.check(member.id > 0, || "cluster.members: an id is 1 or greater".into());
+            problems.check(is_address(&member.address), || {
+                format!("cluster.members: {:?} of node {} is not host:port", member.address, member.id)
+            });
+        }
+        let distinct: std::collections::BTreeSet<&String> = members.values().collect();
+        problems.check(distinct.len() == members.len(), || {
+            "cluster.members: two nodes have the same address".into()
+        });
+        for member in &self.dial {
+            problems.check(members.contains_key(&member.id), || {
+                format!("cluster.dial: node {} is not among cluster.members", member.id)
+            });
+        }
+        for (name, file) in [
+            ("cert_file", &self.cert_file),
+            ("key_file", &self.key_file),
+            ("ca_file", &self.ca_file),
+        ] {
+            problems.check(file.is_file(), || match file.as_os_str().is_empty() {
+                true => format!("cluster.{name} must be set; `global-cp pki node` makes it"),
+                false => format!("cluster.{name}: there is no file {}; `global-cp pki node` makes it", file.display()),
+            });
+        }
+    }
+
+    /// What is allowed but hardly meant.
+    pub fn advice(&self) -> Option<String> {
+        let count = self.members.len();
+        (count.is_multiple_of(2)).then(|| {
+            format!(
+                "{count} members survive the loss of {} only, as {} do: an odd number is better",
+                count.saturating_sub(1) / 2,
+                count.saturating_sub(1)
+            )
+        })
+    }
+
+    pub(crate) fn addresses(&self) -> std::collections::BTreeMap<u64, String> {
+        addresses(&self.members)
+    }
+
+    pub(crate) fn detours(&self) -> std::collections::BTreeMap<u64, String> {
+        addresses(&self.dial)
+    }
+}
+
+fn addresses(members: &[Member]) -> std::collections::BTreeMap<u64, String> {
+    members.iter().map(|m| (m.id, m.address.clone())).collect()
+}
+
+fn is_address(address: &str) -> bool {
+    address
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(cluster: &Cluster) -> String {
+        let mut problems = Problems::new();
+        cluster.validate(1, &mut problems);
+        problems.into_result().err().map(|e| e.to_string()).unwrap_or_default()
+    }
+
+    fn member(id: u64, address: &str) -> Member {
+        let address = address.to_owned();
+        Member { id, address }
+    }
+
+    #[test]
+    fn every_mistake_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let good = Cluster {
+            members: vec![member(1, "a:5683"), member(2, "b:5683"), member(3, "[::1]:5683")],
+            cert_file: file.clone(),
+            key_file: file.clone(),
+            ca_file: file,
+            ..Cluster::default()
+        };
+        assert_eq!(problems(&good), "");
+        assert_eq!(good.advice(), None);
+        let with = |members: &[(u64, &str)]| Cluster {
+            members: members.iter().map(|(id, address)| member(*id, address)).collect(),
+            ..good.clone()
+        };
+        for (members, wanted) in [
+            (&[][..], "must name every node"),
+            (&[(1, "a:1"), (1, "b:1")], "names a node twice"),
+            (&[(2, "a:1")], "node.id 1 is not among cluster.members"),
+            (&[(1, "a")], "\"a\" of node 1 is not host:port"),
+            (&[(1, "a:0")], "is not host:port"),
+            (&[(1, "a:1"), (2, "a:1")], "two nodes have the same address"),
+            (&[(1, "a:1"), (0, "b:1")], "an id is 1 or greater"),
+        ] {
+            assert!(problems(&with(members)).contains(wanted), "{}", problems(&with(members)));
+        }
+        let detour = Cluster {
+            dial: vec![member(9, "x:1")],
+            ..good.clone()
+        };
+        assert!(problems(&detour).contains("cluster.dial: node 9"));
+        let no_files = problems(&Cluster {
+            cert_file: "/nowhere/node.crt".into(),
+            key_file: PathBuf::new(),
+            ..good.clone()
+        });
+        assert!(
+            no_files.contains("there is no file /nowhere/node.crt") && no_files.contains("cluster.key_file must be set"),
+            "{no_files}"
+        );
+        assert!(
+            with(&[(1, "a:1"), (2, "b:1")])
+                .advice()
+                .unwrap()
+                .contains("loss of 0 only, as 1 do")
+        );
+        assert!(
+            with(&[(1, "a:1"), (2, "b:1"), (3, "c:1"), (4, "d:1")])
+                .advice()
+                .unwrap()
+                .contains("loss of 1 only, as 3 do")
+        );
+    }
+}

@@ -1,25 +1,34 @@
-//! The process around a control plane: data folder, TLS, store, first resources, diagnostics, the REST API, orderly end.
+//! The process around a control plane: data folder, TLS, store, the other nodes, first resources, diagnostics, the REST API.
+//! In: configuration. Out: a running process whose parts the programs build on. Invariant: whatever it starts is a task of one of the
+//! lives of [`crate::end`], and ends in their order.
 
 use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use axum::Router;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, task::spawn_blocking};
 use tracing::{info, warn};
 use ursa_rest::{Api, Info, Site, bootstrap};
 use ursa_runtime::{
-    Backoff, Readiness, ReadinessGuard, SharedRegistry, Stages,
+    Backoff, CancellationToken, Readiness, ReadinessGuard, SharedRegistry, Stages,
     diagnostics::{self, new_registry},
     error::Chain,
     fs,
     serve::{self, Limits},
-    tasks::{ExitStatus, OnExit, Tasks},
+    tasks::{ExitStatus, OnExit, StopReason, Tasks},
     tls::{self, ServerTls, Versions},
 };
-use ursa_state::Role;
+use ursa_state::{HistoryId, Observed, Role};
 use ursa_store::{Store, StoreConfig, disk::RealDisk};
+use ursa_sync::Claims;
 
-use crate::{Plane, config::Tls};
+use crate::{
+    Plane,
+    cluster::{self, Shown, StoreQuorum, node_of},
+    config::{Cluster, Tls},
+    end::Lives,
+    group::{ByClaims, Checkpoint, Group},
+};
 
 /// Stages kept for `/stages`: some thousand changes with all their proxies.
 const STAGES: usize = 65_536;
@@ -39,6 +48,7 @@ pub struct HostConfig {
 
 /// A running control plane without its servers. Fields are handles.
 pub struct Host {
+    /// For servers and whatever serves clients, zones and proxies: the first to end.
     pub tasks: Tasks,
     pub readiness: Readiness,
     pub registry: SharedRegistry,
@@ -48,71 +58,146 @@ pub struct Host {
     /// Names this process; another one with every start.
     pub instance_id: String,
     data_dir: PathBuf,
+    lives: Lives,
+    group: Option<Group>,
+    shown: Shown,
 }
 
 impl Host {
-    /// Opens the data folder and the store. Diagnostics are served first, so that a slow start can be watched. The process is not
-    /// ready before the guard is: the caller drops it when its servers are up.
+    /// A control plane of one node. See [`Host::open_in`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn open(config: HostConfig, diagnostics_address: SocketAddr) -> Result<(Self, ReadinessGuard)> {
+        Self::open_in(config, None, diagnostics_address).await
+    }
+
+    /// Opens the data folder and the store, as one node of `cluster` if there is one. Diagnostics are served first, so that a slow start
+    /// can be watched. The process is not ready before the guard is: the caller drops it when its servers are up.
     ///
     /// # Errors
     /// A port is taken, files cannot be made, the store does not open: each with the way out.
-    pub async fn open(config: HostConfig, diagnostics_address: SocketAddr) -> Result<(Self, ReadinessGuard)> {
-        let tasks = Tasks::new();
-        let readiness = Readiness::until(tasks.cancel_token());
+    pub async fn open_in(config: HostConfig, cluster: Option<Cluster>, diagnostics_address: SocketAddr) -> Result<(Self, ReadinessGuard)> {
+        let lives = Lives::new();
+        let tasks = lives.front.clone();
+        let readiness = Readiness::until(lives.process.cancel_token());
         let (registry, stages) = (new_registry(), Stages::new(STAGES));
         tasks.register_metrics(&mut registry.lock());
+        lives.back.register_metrics(registry.lock().sub_registry_with_prefix("back"));
         let (starting, serving_guard) = (readiness.guard("store"), readiness.guard("servers"));
+        let shown = Shown::default();
         let listener = bind(diagnostics_address, "diagnostics").await?;
-        let router = diagnostics::router(readiness.clone(), registry.clone(), stages.clone());
+        let router = diagnostics::router(readiness.clone(), registry.clone(), stages.clone()).merge(shown.router());
         let serving = tasks.clone();
         tasks.spawn("diagnostics", OnExit::Shutdown, move |cancel| {
             serve::http(listener, router, Limits::default(), serving, cancel)
         });
 
         fs::create_dir(&config.data_dir, 0o700).with_context(|| format!("data folder {}", config.data_dir.display()))?;
-        let tls = match (&config.tls.cert_file, &config.tls.key_file) {
-            (Some(cert), Some(key)) => ServerTls::from_files(cert, key, config.tls.ca_file.as_deref())?,
+        let tls = match (&config.tls.cert_file, &config.tls.key_file, &cluster) {
+            (Some(cert), Some(key), _) => ServerTls::from_files(cert, key, config.tls.ca_file.as_deref())?,
+            (_, _, Some(cluster)) => ServerTls::from_files(&cluster.cert_file, &cluster.key_file, Some(&cluster.ca_file))?,
             _ => ServerTls::load_or_create(&config.data_dir.join("tls"), &sans(&config))?,
         };
         tls.keep_fresh(&tasks);
-        let store = Store::open(StoreConfig::new(&config.data_dir, config.node_id), Arc::new(RealDisk), &tasks)
+        let mut store_config = StoreConfig::new(&config.data_dir, config.node_id);
+        // Before the store, which tells the others that this node is there.
+        let peers = match &cluster {
+            Some(cluster) => {
+                if let Some(advice) = cluster.advice() {
+                    warn!(advice, "an even number of nodes");
+                }
+                store_config.cluster = Some(cluster::store_config(cluster, &lives.back)?);
+                Some(bind(cluster.listen, "the other nodes").await?)
+            }
+            None => None,
+        };
+        let store = Store::open(store_config, Arc::new(RealDisk), &lives.back)
             .await
             .with_context(|| format!("store in {}", config.data_dir.display()))?;
+        let instance_id = uuid::Uuid::new_v4().to_string();
+        let (observed, group) = match config.role {
+            Role::Zone => (Observed::default(), None),
+            Role::Global => {
+                let claims = Claims::new(format!("{}-{instance_id}", config.node_id));
+                let observed = Observed::of_node(config.node_id, Arc::new(ByClaims::new(claims.clone())));
+                let group = Group::new(config.node_id, claims, observed.clone(), store.subscribe());
+                observe(&lives.back, &group, &observed, config.data_dir.join("observed")).await?;
+                group.register_metrics(&mut registry.lock());
+                (observed, Some(group))
+            }
+        };
+        if let Some(listener) = peers {
+            let others = group.as_ref().map(|group| group.routes(node_of, &lives.back)).unwrap_or_default();
+            info!(address = %listener.local_addr().unwrap_or(diagnostics_address), "listening for the other nodes");
+            store.serve_peers(listener, others, &lives.back);
+            follow_others(&lives.back, &store, group.as_ref());
+            let (watched, ready) = (store.clone(), readiness.clone());
+            tasks.spawn("readiness", OnExit::Shutdown, |cancel| {
+                cluster::watch_readiness(watched, ready, cancel)
+            });
+        }
+        shown.set(store.clone(), group.clone(), readiness.clone());
         starting.ready();
         info!(revision = store.view().revision(), resources = store.view().len(), "store is open");
+        let plane = Plane::new(config.role, store, observed);
+        let showing = plane.clone();
+        tasks.spawn("observed-shown", OnExit::Shutdown, |cancel| showing.run_shown(cancel));
         let host = Self {
             tasks,
             readiness,
             registry,
             stages,
             tls: Arc::new(tls),
-            plane: Plane::new(config.role, store),
-            instance_id: uuid::Uuid::new_v4().to_string(),
+            plane,
+            instance_id,
             data_dir: config.data_dir,
+            lives,
+            group,
+            shown,
         };
         Ok((host, serving_guard))
     }
 
-    /// Creates the resources that every control plane starts with, and writes the administrator's token beside the data.
+    /// This node among the others of a global, as the server of zone streams must know it; `None` in a zone.
+    pub fn group(&self) -> Option<ursa_sync::Group> {
+        let group = self.group.as_ref()?;
+        Some(ursa_sync::Group {
+            quorum: Arc::new(StoreQuorum(self.plane.store.quorum_contact())),
+            claims: group.claims().clone(),
+        })
+    }
+
+    /// Runs `hook` when the end begins, before anything is cancelled. It must not block.
+    pub fn on_stop(&self, hook: impl FnOnce() + Send + 'static) {
+        self.lives.on_stop(Box::new(hook));
+    }
+
+    /// Creates the resources that every control plane starts with, and writes the administrator's token beside the data. A node of
+    /// several that has started before does so when it has found the others, and returns at once.
     ///
     /// # Errors
     /// They cannot be made or stored, or the file cannot be written.
     pub async fn ensure_defaults(&self, site: &Site) -> Result<()> {
-        let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
-        let cancel = self.tasks.cancel_token();
-        let made = loop {
-            match bootstrap::ensure_defaults(&self.plane, site, &bootstrap::Options::default()).await {
-                Ok(made) => break made,
-                Err(error) if error.is_retryable() => warn!(error = %Chain(&error), "the default resources cannot be stored yet"),
-                Err(error) => return Err(error).context("creating the default resources"),
-            }
-            anyhow::ensure!(backoff.wait(&cancel).await, "told to stop before the default resources were there");
-        };
-        if let Some(token) = made.admin_token {
-            let path = self.data_dir.join("admin-user-token");
-            fs::write_atomic(&path, token.as_bytes(), 0o600).with_context(|| format!("writing {}", path.display()))?;
-            info!(file = %path.display(), "the administrator's token is in this file (mode 0600)");
+        let (plane, site, dir) = (self.plane.clone(), site.clone(), self.data_dir.clone());
+        let stored = plane.store.view();
+        if plane.store.peers().is_none() || stored.history_id() == HistoryId::default() || stored.is_empty() {
+            let made = ensure_defaults(plane, site, dir, self.lives.process.cancel_token()).await;
+            return match self.lives.process.stop_reason() {
+                Some(reason) => made.with_context(|| format!("{reason}")),
+                None => made,
+            };
         }
+        let tasks = self.tasks.clone();
+        self.tasks.spawn("defaults", OnExit::Ignore, |cancel| async move {
+            let stopping = cancel.clone();
+            if let Err(error) = ensure_defaults(plane, site, dir, cancel).await
+                && !stopping.is_cancelled()
+            {
+                let (task, error) = ("defaults".to_owned(), format!("{error:#}"));
+                tasks.stop(StopReason::Failed { task, error });
+            }
+        });
         Ok(())
     }
 
@@ -132,7 +217,8 @@ impl Host {
             based_on_kuma: Some(BASED_ON_KUMA.to_owned()),
         };
         let api = Api::new(site, Arc::new(self.plane.clone()), info, config, self.stages.clone());
-        self.serve_https("api", address, ursa_rest::router(api), &["h2", "http/1.1"], Versions::Tls12AndTls13)
+        let router = ursa_rest::router_with(api, self.shown.router());
+        self.serve_https("api", address, router, &["h2", "http/1.1"], Versions::Tls12AndTls13)
             .await
     }
 
@@ -159,14 +245,57 @@ impl Host {
         Ok(())
     }
 
-    /// Runs until told to stop, ends the tasks, then closes the store.
+    /// Runs until told to stop, or until a task that may not end did; then ends everything in order. `grace` is for running requests.
     pub async fn run(self, grace: Duration) -> ExitStatus {
-        let store = self.plane.store.clone();
-        let status = self.tasks.run(grace).await;
-        if let Err(error) = store.shutdown().await {
-            warn!(error = %Chain(&error), "the store was not closed cleanly; its next start rebuilds what it must");
+        self.lives.run(self.plane.store.clone(), grace).await
+    }
+}
+
+async fn ensure_defaults(plane: Plane, site: Site, dir: PathBuf, cancel: CancellationToken) -> Result<()> {
+    let mut backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
+    let made = loop {
+        let options = bootstrap::Options::default();
+        let attempt = tokio::select! {
+            biased;
+            () = cancel.cancelled() => anyhow::bail!("told to stop before the default resources were there"),
+            attempt = bootstrap::ensure_defaults(&plane, &site, &options) => attempt,
+        };
+        match attempt {
+            Ok(made) => break made,
+            Err(error) if error.is_retryable() => info!(error = %Chain(&error), "the default resources cannot be stored yet"),
+            Err(error) => return Err(error).context("creating the default resources"),
         }
-        status
+        anyhow::ensure!(backoff.wait(&cancel).await, "told to stop before the default resources were there");
+    };
+    if let Some(token) = made.admin_token {
+        let path = dir.join("admin-user-token");
+        fs::write_atomic(&path, token.as_bytes(), 0o600).with_context(|| format!("writing {}", path.display()))?;
+        info!(file = %path.display(), "the administrator's token is in this file (mode 0600)");
+    }
+    Ok(())
+}
+
+/// Loads what was observed before, and keeps it from now on.
+async fn observe(tasks: &Tasks, group: &Group, observed: &Observed, dir: PathBuf) -> Result<()> {
+    let into = observed.clone();
+    let checkpoint = spawn_blocking(move || Checkpoint::load(dir, &into))
+        .await
+        .context("reading what was observed")?;
+    let (observed, sweeping) = (observed.clone(), group.clone());
+    tasks.spawn("observed-checkpoint", OnExit::Shutdown, |cancel| checkpoint.run(observed, cancel));
+    tasks.spawn("observed-sweep", OnExit::Shutdown, |cancel| sweeping.sweep(cancel));
+    Ok(())
+}
+
+fn follow_others(tasks: &Tasks, store: &Store, group: Option<&Group>) {
+    let (Some(peers), Some(group)) = (store.peers(), group) else {
+        return;
+    };
+    for node in peers.others() {
+        let (channel, group) = (peers.channel(node), group.clone());
+        tasks.spawn("observed-from-peer", OnExit::Shutdown, move |cancel| {
+            group.follow(node, channel, cancel)
+        });
     }
 }
 

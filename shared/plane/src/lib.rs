@@ -2,7 +2,10 @@
 //! API. The programs add what differs: KDS server or client, and everything about proxies.
 //! Invariant: this crate decides nothing about resources; it connects the crates that do.
 
+mod cluster;
 pub mod config;
+mod end;
+pub mod group;
 mod host;
 mod plane;
 

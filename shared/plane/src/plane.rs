@@ -1,8 +1,13 @@
 //! The state of one control plane as the REST API and KDS see it: the replicated store and the observed tier.
 
-use ursa_model::{Kind, ResourceKey, ZoneName};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use ursa_model::{Kind, ZoneName};
 use ursa_rest::{Backend, BoxFuture, Freshness, ProposeError, Unavailable};
-use ursa_state::{Applied, Catalog, Changeset, Observed, Role};
+use ursa_runtime::CancellationToken;
+use ursa_state::{Applied, Catalog, Changeset, Observed, ObservedView, Role, observed::Holder};
 use ursa_store::{Error, Store};
 use ursa_sync::{Sink, SinkError, Source};
 
@@ -12,14 +17,43 @@ pub struct Plane {
     pub role: Role,
     pub store: Store,
     pub observed: Observed,
+    /// What readers are shown of the newest view of the observed tier.
+    shown: Arc<Mutex<ObservedView>>,
+    shown_changes: Arc<watch::Sender<ObservedView>>,
 }
 
 impl Plane {
-    pub fn new(role: Role, store: Store) -> Self {
+    pub fn new(role: Role, store: Store, observed: Observed) -> Self {
         Self {
             role,
             store,
-            observed: Observed::default(),
+            observed,
+            shown: Arc::default(),
+            shown_changes: Arc::new(watch::Sender::new(ObservedView::default())),
+        }
+    }
+
+    /// The observed tier as readers see it: zones that nobody sees are offline. Computed once per change.
+    fn shown(&self) -> ObservedView {
+        let newest = self.observed.view();
+        let mut shown = self.shown.lock();
+        if shown.sequence() < newest.sequence() {
+            *shown = newest.shown();
+        }
+        shown.clone()
+    }
+
+    /// Tells those who wait for changes of what is shown, until cancelled.
+    pub async fn run_shown(self, cancel: CancellationToken) {
+        let mut changes = self.observed.subscribe();
+        loop {
+            changes.mark_unchanged();
+            self.shown_changes.send_replace(self.shown());
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                _ = changes.changed() => {}
+            }
         }
     }
 
@@ -71,22 +105,30 @@ impl Backend for Plane {
             Ok(Catalog {
                 role: self.role,
                 durable,
-                observed: self.observed.view(),
+                observed: self.shown(),
             })
         })
     }
 
-    /// At the global: zones that have not connected since this process started, so that nobody here has seen their Dataplanes.
+    /// What [`Plane::run_shown`] tells. In a zone nothing is ever shown in another way.
+    fn observed(&self) -> watch::Receiver<ObservedView> {
+        match self.role {
+            Role::Global => self.shown_changes.subscribe(),
+            Role::Zone => self.observed.subscribe(),
+        }
+    }
+
+    /// At the global: zones whose copy nobody vouches for, so that their Dataplanes may be others by now.
     fn unknown_zones(&self) -> Vec<ZoneName> {
         if self.role != Role::Global {
             return Vec::new();
         }
         let observed = self.observed.view();
-        let seen = |zone: &str| ResourceKey::new(Kind::ZoneInsight, "", zone).is_ok_and(|key| observed.get(&key).is_some());
+        let known = |zone: &str| observed.copy_of(zone).is_some_and(|copy| copy.holder != Holder::Nobody);
         self.store
             .view()
             .list(Kind::Zone)
-            .filter(|z| !seen(z.name()))
+            .filter(|z| !known(z.name()))
             .filter_map(|z| z.name().parse().ok())
             .collect()
     }

@@ -74,7 +74,8 @@ impl RulesPolicy for MeshTimeout {
     type Conf = mesh_timeout::Conf;
 
     fn rules(&self) -> impl Iterator<Item = (&[Match], &Self::Conf)> {
-        self.rules.iter().map(|r| (r.matches.as_slice(), &r.default))
+        let from = self.from.iter().map(|f| (&[][..], &f.default));
+        self.rules.iter().map(|r| (r.matches.as_slice(), &r.default)).chain(from)
     }
 }
 
@@ -82,7 +83,8 @@ impl RulesPolicy for MeshCircuitBreaker {
     type Conf = mesh_circuit_breaker::Conf;
 
     fn rules(&self) -> impl Iterator<Item = (&[Match], &Self::Conf)> {
-        self.rules.iter().map(|r| (&[][..], &r.default))
+        let from = self.from.iter().map(|f| &f.default);
+        self.rules.iter().map(|r| &r.default).chain(from).map(|conf| (&[][..], conf))
     }
 }
 

@@ -10,7 +10,7 @@ use serde::Serialize;
 use ursa_model::{
     Labels, Origin, Resource,
     kind::{
-        common::{TargetKind, TargetRef},
+        common::{ProxyType, TargetKind, TargetRef},
         dataplane::Dataplane,
     },
     labels,
@@ -51,6 +51,11 @@ pub fn selects(policy: &Resource, target: Option<&TargetRef>, dataplane: &Parsed
     if !same_zone(policy, proxy) || !same_namespace(policy, proxy) {
         return Ok(Selected::default());
     }
+    let gateway = dataplane.spec.networking.gateway.is_some();
+    let proxy_type = if gateway { ProxyType::Gateway } else { ProxyType::Sidecar };
+    if target.is_some_and(|t| !t.proxy_types.is_empty() && !t.proxy_types.contains(&proxy_type)) {
+        return Ok(Selected::default());
+    }
     let section = match target {
         None => None,
         Some(t) => match t.kind {
@@ -72,7 +77,7 @@ pub fn selects(policy: &Resource, target: Option<&TargetRef>, dataplane: &Parsed
         .chain(net.listeners.iter().map(|l| l.section()));
     Ok(Selected {
         sections: sections.filter(|have| section.is_none_or(|s| s == have)).collect(),
-        gateway: net.gateway.is_some(),
+        gateway,
     })
 }
 

@@ -112,6 +112,9 @@ pub struct DrainConfig {
     /// Longest time between the request to stop and Envoy's end; what is still open then is cut. Default 30 s.
     #[serde(with = "humantime_serde")]
     pub time: Duration,
+    /// Part of that time: longest wait until the control plane says that nothing new is sent here. Default 8 s.
+    #[serde(with = "humantime_serde")]
+    pub withdraw: Duration,
     /// The drain ends earlier when nobody has been connected for this long. Default 2 s.
     #[serde(with = "humantime_serde")]
     pub quiet: Duration,
@@ -124,6 +127,7 @@ impl Default for DrainConfig {
     fn default() -> Self {
         Self {
             time: Duration::from_secs(30),
+            withdraw: Duration::from_secs(8),
             quiet: Duration::from_secs(2),
             stop_grace: Duration::from_secs(5),
         }

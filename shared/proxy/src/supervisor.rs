@@ -16,7 +16,7 @@ use ursa_runtime::lease::within;
 use ursa_runtime::{CancellationToken, Readiness, ReadinessGuard, Tasks, heartbeat};
 
 use crate::admin::{self, Admin, AdminAddress, State};
-use crate::bootstrap::{self, Bootstrap, BootstrapRequest};
+use crate::bootstrap::{self, Bootstrap, BootstrapRequest, DrainRequest, Withdrawn};
 use crate::config::ProxyConfig;
 use crate::drain::{DrainWatch, Verdict};
 use crate::envoy::{self, Exit, KillSwitch, Launch, LogFile, Process};
@@ -33,6 +33,8 @@ const STARTING_PERIOD: Duration = Duration::from_millis(50);
 const LIVE_PERIOD: Duration = Duration::from_secs(5);
 /// During a drain. A timer off the path of any change: Envoy does not tell when its last connection closes, so it is asked.
 const DRAIN_PERIOD: Duration = Duration::from_millis(100);
+/// During a drain, how often the control plane is told again.
+const WITHDRAW_PERIOD: Duration = Duration::from_secs(2);
 /// By now an Envoy with a reachable control plane has its configuration.
 const SLOW_START: Duration = Duration::from_secs(15);
 /// How often a drain says how far it is.
@@ -130,7 +132,7 @@ impl Supervisor {
         self.phase.send_replace(Phase::Terminating);
         // It may have become live, and taken a request, since it was last asked.
         if was_live || admin.ready().await.is_ok_and(|state| state.live) {
-            self.drain(&mut process, &admin).await;
+            Box::pin(self.drain(&mut process, &admin)).await;
         }
         self.metrics.envoy_live.set(0);
         self.stop(&mut process).await;
@@ -212,6 +214,12 @@ impl Supervisor {
     async fn drain(&self, process: &mut Process, admin: &Admin) {
         let (limit, quiet) = (self.config.drain.time, self.config.drain.quiet);
         let began = Instant::now();
+        let mut withdrawn = std::pin::pin!(self.stay_withdrawn());
+        tokio::select! {
+            biased;
+            exit = process.ended() => return warn!(exit = exit_text(exit), "Envoy ended while draining"),
+            () = self.withdraw(limit) => {}
+        }
         info!(?limit, ?quiet, "draining: waiting for connections to end");
         // An Envoy that cannot be told still serves: its requests get the drain time all the same.
         if let Err(error) = admin.fail_health_checks().await {
@@ -227,6 +235,7 @@ impl Supervisor {
             let sample = tokio::select! {
                 biased;
                 exit = process.ended() => return warn!(exit = exit_text(exit), "Envoy ended while draining"),
+                () = &mut withdrawn => continue,
                 sample = admin.connections() => sample.inspect_err(|error| warn!(error = %Chain(error), "cannot count connections")).ok(),
             };
             open = sample.map(|connections| connections.active).or(open);
@@ -245,8 +254,37 @@ impl Supervisor {
             tokio::select! {
                 biased;
                 exit = process.ended() => return warn!(exit = exit_text(exit), "Envoy ended while draining"),
+                () = &mut withdrawn => {}
                 _ = ticker.tick() => {}
             }
+        }
+    }
+
+    /// Lets the control plane send nobody here any more, before Envoy begins to turn clients away: they have left by then.
+    async fn withdraw(&self, limit: Duration) {
+        let limit = self.config.drain.withdraw.min(limit);
+        let began = Instant::now();
+        match self.client.withdraw(&self.drain_request(), limit).await {
+            outcome @ (Withdrawn::Applied { .. } | Withdrawn::Unknown) => info!(after = ?began.elapsed(), %outcome, "withdrawn"),
+            outcome => warn!(after = ?began.elapsed(), %outcome, "not known to be withdrawn, draining all the same"),
+        }
+    }
+
+    /// Says it again and again, so that a control plane that was away, or whose connection to Envoy broke, knows it too. Never ends.
+    async fn stay_withdrawn(&self) {
+        let mut ticker = heartbeat::every(WITHDRAW_PERIOD, &CancellationToken::new());
+        loop {
+            ticker.tick().await;
+            self.client.withdraw(&self.drain_request(), WITHDRAW_PERIOD).await;
+        }
+    }
+
+    fn drain_request(&self) -> DrainRequest {
+        DrainRequest {
+            mesh: self.spec.mesh.clone(),
+            name: self.spec.name.clone(),
+            dataplane_token: self.token.as_ref().map(|token| token.expose().clone()),
+            instance: self.spec.instance.clone(),
         }
     }
 

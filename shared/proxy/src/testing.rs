@@ -20,9 +20,11 @@ use ursa_runtime::{OnExit, Tasks, serve, tls};
 
 mod app;
 mod program;
+mod script;
 
 pub use app::{App, BODY};
 pub use program::{PATIENCE, Program, free_address, get, until};
+pub use script::script;
 
 /// One answer of the fake control plane.
 #[derive(Clone, Debug)]

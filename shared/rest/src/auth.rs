@@ -9,8 +9,7 @@ use http::{HeaderMap, header};
 use parking_lot::Mutex;
 use time::OffsetDateTime;
 use tracing::warn;
-use ursa_model::{Kind, Resource, kind::secret::Secret};
-use ursa_pki::token::{self, KeySet, Revocations, UserClaims, VerifyingKey};
+use ursa_pki::token::{self, Family, Known, UserClaims};
 use ursa_state::{Catalog, HistoryId};
 
 use crate::keys;
@@ -87,8 +86,7 @@ struct Keys {
     history: HistoryId,
     /// Names and versions of the secrets.
     from: Vec<(String, u64)>,
-    keys: KeySet,
-    revoked: Revocations,
+    known: Known,
 }
 
 impl Authenticator {
@@ -106,8 +104,8 @@ impl Authenticator {
         else {
             return Ok((User::anonymous(), None));
         };
-        let known = self.keys(catalog);
-        let valid = token::validate::<UserClaims>(token, &known.keys, &known.revoked, now)?;
+        let keys = self.keys(catalog);
+        let valid = token::validate::<UserClaims>(token, &keys.known.keys, &keys.known.revoked, now)?;
         let mut user = User {
             name: valid.claims.name,
             groups: valid.claims.groups,
@@ -117,35 +115,20 @@ impl Authenticator {
     }
 
     fn keys(&self, catalog: &Catalog) -> Arc<Keys> {
-        let secrets = catalog.list(Kind::GlobalSecret);
-        let relevant: Vec<&Arc<Resource>> = secrets
-            .iter()
-            .filter(|s| s.name() == keys::USER_REVOCATIONS || keys::serial(s.name(), keys::USER_KEY).is_some())
-            .collect();
-        let from: Vec<(String, u64)> = relevant.iter().map(|s| (s.name().to_owned(), s.mod_revision)).collect();
+        let family = Family::user();
+        let secrets = keys::of_family(catalog, &family, "");
+        let from: Vec<(String, u64)> = secrets.iter().map(|s| (s.name().to_owned(), s.mod_revision)).collect();
         let history = catalog.durable.history_id();
         let mut cached = self.0.lock();
-        if let Some(known) = cached.as_ref().filter(|k| k.history == history && k.from == from) {
-            return known.clone();
+        if let Some(keys) = cached.as_ref().filter(|k| k.history == history && k.from == from) {
+            return keys.clone();
         }
-        let mut known = Keys {
-            history,
-            from,
-            keys: KeySet::new(),
-            revoked: Revocations::new(),
-        };
-        for secret in relevant {
-            let bytes = secret.spec::<Secret>().ok().and_then(|s| s.bytes()).unwrap_or_default();
-            match keys::serial(secret.name(), keys::USER_KEY) {
-                Some((_, id)) => match VerifyingKey::parse(&bytes) {
-                    Ok(key) => known.keys.insert(id, key),
-                    Err(error) => warn!(secret = secret.name(), %error, "tokens signed with this key are refused: it cannot be read"),
-                },
-                None => known.revoked = Revocations::parse(&String::from_utf8_lossy(&bytes)),
-            }
+        let known = family.read(keys::named(&secrets));
+        for (secret, error) in &known.unreadable {
+            warn!(secret, %error, "user tokens signed with this key are refused: it cannot be read");
         }
-        let known = Arc::new(known);
-        *cached = Some(known.clone());
-        known
+        let keys = Arc::new(Keys { history, from, known });
+        *cached = Some(keys.clone());
+        keys
     }
 }

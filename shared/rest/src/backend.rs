@@ -2,8 +2,9 @@
 
 use std::{future::Future, pin::Pin};
 
+use tokio::sync::watch;
 use ursa_model::ZoneName;
-use ursa_state::{Applied, Catalog, Changeset};
+use ursa_state::{Applied, Catalog, Changeset, ObservedView};
 
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -47,6 +48,11 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Commits a changeset and waits until this node has applied it.
     fn propose(&self, set: Changeset) -> BoxFuture<'_, Result<Applied, ProposeError>>;
+
+    /// The observed tier, and a wake-up for each change of it.
+    fn observed(&self) -> watch::Receiver<ObservedView> {
+        watch::channel(ObservedView::default()).1
+    }
 
     /// Global: zones whose Dataplanes are not known here since they have not connected yet. While there are any, no Mesh is
     /// deleted, since proxies may live in it (DESIGN.md 2).

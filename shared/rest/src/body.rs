@@ -17,6 +17,9 @@ const PARSE_INLINE: usize = 64 * 1024;
 /// YAML nodes of one document; a JSON text of the largest size has about as many.
 const MAX_NODES: usize = 1_000_000;
 
+/// Resources come one by one.
+const MANY_DOCUMENTS: &str = "more than one document";
+
 /// What a body is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
@@ -87,7 +90,7 @@ fn parse_now(format: Format, bytes: &[u8]) -> Result<Value, String> {
                 alias_limits: serde_saphyr::alias_limits! { max_replay_stack_depth: 4 },
                 with_snippet: false,
             };
-            let value = serde_saphyr::from_str_with_options::<Value>(text, options).map_err(|error| error.to_string())?;
+            let value = serde_saphyr::from_str_with_options::<Value>(text, options).map_err(|error| yaml_reason(&error))?;
             // Aliases can nest deeper than the text does.
             if is_deeper(&value, MAX_DEPTH) {
                 Err(format!("nested deeper than {MAX_DEPTH} levels"))
@@ -96,6 +99,41 @@ fn parse_now(format: Format, bytes: &[u8]) -> Result<Value, String> {
             }
         }
     }
+}
+
+/// What is wrong with a text of YAML, and where. The library's own words for limits are those of its insides.
+fn yaml_reason(error: &serde_saphyr::Error) -> String {
+    let error = error.without_snippet();
+    match (yaml_limit(error), error.location().filter(|at| at.line() > 0)) {
+        (None, _) => error.to_string(),
+        (Some(limit), Some(at)) => format!("{limit} at line {}, column {}", at.line(), at.column()),
+        (Some(limit), None) => limit,
+    }
+}
+
+/// The limit that was hit, if one was.
+fn yaml_limit(error: &serde_saphyr::Error) -> Option<String> {
+    use serde_saphyr::{Error as E, budget::BudgetBreach as B};
+    let aliases = "its aliases stand for too much";
+    Some(match error {
+        E::AliasError { error, .. } | E::WithSnippet { error, .. } => return yaml_limit(error),
+        E::Budget { breach, .. } => match breach {
+            B::Depth { .. } => format!("nested deeper than {MAX_DEPTH} levels"),
+            B::Nodes { .. } | B::Events { .. } => format!("more than {MAX_NODES} values"),
+            B::Documents { .. } => MANY_DOCUMENTS.to_owned(),
+            B::Anchors { .. } | B::Aliases { .. } | B::AliasAnchorRatio { .. } => "too many anchors and aliases".to_owned(),
+            B::RecordedAnchorEvents { .. } | B::RecordedAnchorBytes { .. } => aliases.to_owned(),
+            B::MergeKeys { .. } => "too many merge keys".to_owned(),
+            B::SequenceUnbalanced => "a list or a mapping is closed that was not opened".to_owned(),
+            _ => "larger than a resource may be".to_owned(),
+        },
+        E::AliasReplayCounterOverflow { .. }
+        | E::AliasReplayLimitExceeded { .. }
+        | E::AliasExpansionLimitExceeded { .. }
+        | E::AliasReplayStackDepthExceeded { .. } => aliases.to_owned(),
+        E::MultipleDocuments { .. } => MANY_DOCUMENTS.to_owned(),
+        _ => return None,
+    })
 }
 
 fn is_deeper(value: &Value, levels: usize) -> bool {
@@ -149,6 +187,42 @@ mod tests {
                 "{}",
                 bad.chars().take(40).collect::<String>()
             );
+        }
+    }
+
+    #[test]
+    fn reasons_say_where_and_nothing_of_the_insides() {
+        let deep = format!("a: 1\nb: {}{}", "[".repeat(80), "]".repeat(80));
+        let mut chain = String::from("a0: &a0 x\n");
+        for i in 1..20 {
+            chain.push_str(&format!("a{i}: &a{i} [*a{}, *a{}, *a{}]\n", i - 1, i - 1, i - 1));
+        }
+        for (yaml, says, at) in [
+            (deep.as_str(), "recursion limit exceeded", "at line 2"),
+            ("---\na: 1\n---\nb: 2\n", "more than one document", ""),
+            (chain.as_str(), "its aliases stand for too much", "at line"),
+            ("a: 1\na: 2\n", "duplicate", "line 2"),
+            ("a: [1,\n b: {", "", "line "),
+        ] {
+            let reason = parse_now(Format::Yaml, yaml.as_bytes()).unwrap_err();
+            assert!(reason.contains(says) && reason.contains(at), "{says}: {reason}");
+            assert!(
+                !reason.contains(" { ") && !reason.contains('_') && !reason.contains("breach"),
+                "{reason}"
+            );
+        }
+        let reason = parse_now(Format::Json, b"{\n\"a\": 1,,}").unwrap_err();
+        assert!(reason.contains("line 2 column"), "{reason}");
+    }
+
+    proptest::proptest! {
+        /// Whatever comes, there is a value or a short reason, within the limits.
+        #[test]
+        fn any_yaml_is_a_value_or_a_reason(text in "[\\[\\]{}&*a-c0-9:,!|>'\"#?\\- \\n\\t%@`<]{0,200}") {
+            match parse_now(Format::Yaml, text.as_bytes()) {
+                Ok(value) => proptest::prop_assert!(!is_deeper(&value, MAX_DEPTH)),
+                Err(reason) => proptest::prop_assert!(!reason.is_empty() && !reason.contains("BudgetBreach") && !reason.contains("Location")),
+            }
         }
     }
 

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use time::OffsetDateTime;
 use tokio::task::spawn_blocking;
-use tracing::info;
+use tracing::{error, info};
 use ursa_model::{
     Kind, ResourceKey, Timestamp,
     kind::config::{CLUSTER_ID, Config},
     resource::InvalidKey,
 };
-use ursa_pki::token::{self, IssueError, KeyError, SigningKey, UserClaims};
+use ursa_pki::token::{self, Family, IssueError, SigningKey, UserClaims};
+use ursa_runtime::error::Chain;
 use ursa_state::{Catalog, Changeset, Op, RequestId, Revision};
 use uuid::Uuid;
 
@@ -71,8 +72,6 @@ pub enum Error {
     Contended,
     #[error("cannot make a default resource")]
     Make(#[source] Box<dyn std::error::Error + Send + Sync>),
-    #[error("the signing key {0} cannot be read")]
-    Key(String, #[source] KeyError),
     #[error("cannot sign the administrator's token")]
     Sign(#[source] IssueError),
 }
@@ -83,7 +82,7 @@ impl Error {
         match self {
             Self::Read(_) | Self::Contended => true,
             Self::Write(ProposeError::Unavailable(_) | ProposeError::Unknown) => true,
-            Self::Write(ProposeError::TooLarge { .. }) | Self::Make(_) | Self::Key(..) | Self::Sign(_) => false,
+            Self::Write(ProposeError::TooLarge { .. }) | Self::Make(_) | Self::Sign(_) => false,
         }
     }
 }
@@ -127,7 +126,7 @@ pub async fn ensure_defaults(backend: &dyn Backend, site: &Site, options: &Optio
 fn found(catalog: &Catalog, created: usize) -> Bootstrapped {
     let text = |name: &str| {
         let key = ResourceKey::new(Kind::GlobalSecret, "", name).ok()?;
-        String::from_utf8(keys::content(catalog.get(&key)?)?).ok()
+        String::from_utf8(keys::content(catalog.get(&key)?)).ok()
     };
     Bootstrapped {
         revision: catalog.durable.revision(),
@@ -154,8 +153,8 @@ async fn missing(catalog: &Catalog, site: &Site, options: &Options) -> Result<Ve
             let spec = serde_json::to_value(spec).map_err(|error| Error::Make(Box::new(error)))?;
             ops.push(create(site, ResourceKey::new(Kind::Config, "", CLUSTER_ID)?, spec, None));
         }
-        if keys::newest(catalog, Kind::GlobalSecret, "", keys::ZONE_KEY).is_none() {
-            ops.push(new_key(site, keys::ZONE_KEY).await?.0);
+        if !keys::has_key(catalog, &Family::zone(), "") {
+            ops.push(new_key(site, &Family::zone()).await?.0);
         }
         let default = ResourceKey::mesh_itself("default")?;
         if options.default_mesh && catalog.get(&default).is_none() {
@@ -169,48 +168,50 @@ async fn missing(catalog: &Catalog, site: &Site, options: &Options) -> Result<Ve
             ops.push(create(site, key, serde_json::json!({}), None));
         }
     }
-    let (key_id, key) = match keys::newest(catalog, Kind::GlobalSecret, "", keys::USER_KEY) {
-        Some((id, bytes)) => {
-            let name = format!("{}-{id}", keys::USER_KEY);
-            (
-                id,
-                blocking(move || SigningKey::parse(&bytes).map_err(|error| Error::Key(name, error))).await?,
-            )
-        }
-        None => {
-            let (op, key) = new_key(site, keys::USER_KEY).await?;
-            ops.push(op);
-            ("1".to_owned(), key)
-        }
-    };
+    let users = Family::user();
+    let mut made = None;
+    if !keys::has_key(catalog, &users, "") {
+        let (op, key) = new_key(site, &users).await?;
+        ops.push(op);
+        made = Some(key);
+    }
     if options.admin_token && catalog.get(&ResourceKey::new(Kind::GlobalSecret, "", keys::ADMIN_TOKEN)?).is_none() {
-        let claims = UserClaims {
-            name: ADMIN.into(),
-            groups: vec![ADMIN.into()],
+        let signing = match made {
+            Some(key) => Ok(("1".to_owned(), key)),
+            None => {
+                let secrets = keys::of_family(catalog, &users, "");
+                blocking(move || Ok(users.signing_key(keys::named(&secrets)))).await?
+            }
         };
-        let issued =
-            blocking(move || token::issue(&key, &key_id, &claims, ADMIN_TOKEN_LIFE, OffsetDateTime::now_utc()).map_err(Error::Sign))
-                .await?;
-        ops.push(secret(
-            site,
-            Kind::GlobalSecret,
-            "",
-            keys::ADMIN_TOKEN,
-            issued.token.as_bytes(),
-            None,
-        )?);
+        match signing {
+            Ok((key_id, key)) => ops.push(admin_token(site, key_id, key).await?),
+            // Without the API nobody could mend it, so it must not keep the API from being served.
+            Err(reason) => error!(error = %Chain(&reason), "there is no administrator's token: it cannot be signed"),
+        }
     }
     Ok(ops)
 }
 
-/// A new GlobalSecret `<prefix>-1`, and the key in it.
-async fn new_key(site: &Site, prefix: &str) -> Result<(Op, SigningKey), Error> {
+/// The GlobalSecret with the first administrator's token.
+async fn admin_token(site: &Site, key_id: String, key: SigningKey) -> Result<Op, Error> {
+    let claims = UserClaims {
+        name: ADMIN.into(),
+        groups: vec![ADMIN.into()],
+    };
+    let issued =
+        blocking(move || token::issue(&key, &key_id, &claims, ADMIN_TOKEN_LIFE, OffsetDateTime::now_utc()).map_err(Error::Sign)).await?;
+    let name = keys::ADMIN_TOKEN;
+    Ok(secret(site, Kind::GlobalSecret, "", name, issued.token.as_bytes(), None)?)
+}
+
+/// The GlobalSecret with the first key of a family, and that key.
+async fn new_key(site: &Site, family: &Family) -> Result<(Op, SigningKey), Error> {
     let key = signing_keys(1).await?.pop().ok_or_else(|| Error::Make("no key was made".into()))?;
     let op = secret(
         site,
         Kind::GlobalSecret,
         "",
-        &format!("{prefix}-1"),
+        &family.key_name(1),
         key.private_pem().as_bytes(),
         None,
     )?;

@@ -8,11 +8,21 @@ use axum::{
 };
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts};
 use serde::Serialize;
+use sha2::{Digest, Sha256};
+use tokio::sync::OwnedSemaphorePermit;
 use tracing::error;
-use ursa_model::{Kind, ResourceKey};
+use ursa_model::{Kind, Resource, ResourceKey};
 use ursa_state::{Catalog, RequestId, Revision};
 
-use crate::{Api, audit, auth::Caller, error::Error, gate::Shared, query::Query};
+use crate::{
+    Api, audit,
+    auth::Caller,
+    envelope::Envelope,
+    error::Error,
+    gate::Shared,
+    kubernetes,
+    query::{self, Query},
+};
 
 /// On every answer: revision of the store that a read was answered at, or that a write made.
 pub const REVISION_HEADER: &str = "ursa-revision";
@@ -21,8 +31,14 @@ pub const HISTORY_HEADER: &str = "ursa-history";
 /// On writes, 32 hexadecimal digits chosen by the client: a request that is sent again with the same id, method, path and body
 /// gets the answer of the first. The answer of every write carries the id.
 pub const REQUEST_ID_HEADER: &str = "ursa-request-id";
+/// On writes, any text of 1 to 255 visible characters: another way to choose the request id, which is made from it. Source: IETF
+/// draft-ietf-httpapi-idempotency-key-header.
+pub const IDEMPOTENCY_HEADER: &str = "idempotency-key";
 /// On reads: `true` answers from what this node has, without asking the leader. The query parameter `stale` says the same.
 pub const STALE_HEADER: &str = "ursa-stale";
+
+/// As the draft's examples and large services have it.
+const MAX_IDEMPOTENCY_KEY: usize = 255;
 
 /// What the gate found out about a request, as an extension of it.
 #[derive(Clone)]
@@ -84,6 +100,11 @@ impl Call {
         &self.shared.api
     }
 
+    /// A place among the requests that wait for zones; `None` when all are taken.
+    pub(crate) fn waiting_place(&self) -> Option<OwnedSemaphorePermit> {
+        self.shared.waiters.clone().try_acquire_owned().ok()
+    }
+
     /// A part of the path; empty when the route has none of that name.
     pub(crate) fn param(&self, name: &str) -> &str {
         self.params.get(name).map_or("", String::as_str)
@@ -142,8 +163,15 @@ impl Call {
 
     /// The request id that the client chose.
     pub(crate) fn request_id(&self) -> Result<Option<RequestId>, Error> {
-        let Some(value) = self.headers.get(REQUEST_ID_HEADER) else {
-            return Ok(None);
+        let value = match (self.headers.get(REQUEST_ID_HEADER), self.headers.get(IDEMPOTENCY_HEADER)) {
+            (None, None) => return Ok(None),
+            (None, Some(key)) => return id_of(key).map(Some),
+            (Some(_), Some(_)) => {
+                return Err(Error::bad_request(format_args!(
+                    "a request has {REQUEST_ID_HEADER} or {IDEMPOTENCY_HEADER}, not both"
+                )));
+            }
+            (Some(value), None) => value,
         };
         match value
             .to_str()
@@ -159,6 +187,23 @@ impl Call {
     }
 }
 
+/// The request id that an idempotency key stands for.
+fn id_of(key: &HeaderValue) -> Result<RequestId, Error> {
+    let key = key.as_bytes();
+    if key.is_empty() || key.len() > MAX_IDEMPOTENCY_KEY || !key.iter().all(|b| (b' '..=b'~').contains(b)) {
+        return Err(Error::bad_request(format_args!(
+            "{IDEMPOTENCY_HEADER} must be 1 to {MAX_IDEMPOTENCY_KEY} visible characters"
+        )));
+    }
+    let mut hash = Sha256::new();
+    hash.update(IDEMPOTENCY_HEADER);
+    hash.update(key);
+    let digest: [u8; 32] = hash.finalize().into();
+    Ok(RequestId(
+        digest.iter().take(16).fold(0_u128, |n, byte| (n << 8) | u128::from(*byte)),
+    ))
+}
+
 /// A JSON answer.
 pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Response {
     match serde_json::to_vec(body) {
@@ -171,6 +216,18 @@ pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Response {
         Err(error) => {
             error!(%error, "an answer cannot be written as JSON");
             Error::internal("Internal error").into_response()
+        }
+    }
+}
+
+/// One resource, in the format that was asked for.
+pub(crate) fn shown(call: &Call, resource: &Resource) -> Result<Response, Error> {
+    match query::format(&call.query)? {
+        query::Format::Universal => Ok(json(StatusCode::OK, &Envelope(resource))),
+        query::Format::Kubernetes => {
+            let namespace = Some(call.query.first("namespace")).filter(|n| !n.is_empty());
+            let object = kubernetes::object(resource, namespace.unwrap_or(kubernetes::SYSTEM_NAMESPACE));
+            Ok(json(StatusCode::OK, &object))
         }
     }
 }

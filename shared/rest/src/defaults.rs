@@ -3,7 +3,7 @@
 
 use tokio::task::spawn_blocking;
 use ursa_model::{Kind, Labels, ResourceKey, kind::secret::Secret, labels, resource::InvalidKey};
-use ursa_pki::token::{KeyError, SigningKey};
+use ursa_pki::token::{Family, KeyError, SigningKey};
 use ursa_state::{Catalog, Expect, Op, Put};
 
 use crate::{Site, keys};
@@ -57,14 +57,14 @@ pub(crate) fn secret(site: &Site, kind: Kind, mesh: &str, name: &str, data: &[u8
 pub(crate) async fn of_mesh(site: &Site, catalog: &Catalog, mesh: &str, skip: &[String]) -> Result<Vec<Op>, Error> {
     let owner = ResourceKey::mesh_itself(mesh)?;
     let mut ops = Vec::new();
-    let prefix = keys::dataplane_key(mesh);
-    if keys::newest(catalog, Kind::Secret, mesh, &prefix).is_none() {
+    let family = Family::dataplane(mesh);
+    if !keys::has_key(catalog, &family, mesh) {
         for key in signing_keys(1).await? {
             ops.push(secret(
                 site,
                 Kind::Secret,
                 mesh,
-                &format!("{prefix}-1"),
+                &family.key_name(1),
                 key.private_pem().as_bytes(),
                 Some(owner.clone()),
             )?);

@@ -101,6 +101,11 @@ impl Error {
         )
     }
 
+    /// The body is no resource of the kind: these fields cannot be read.
+    pub fn unreadable(kind: impl fmt::Display, violations: Violations) -> Self {
+        Self::unparsable(kind, violations.to_string()).with(violations)
+    }
+
     /// Fields are wrong.
     pub fn invalid(title: &'static str, violations: Violations) -> Self {
         Self::new(StatusCode::BAD_REQUEST, title, "Resource is not valid").with(violations)
@@ -145,6 +150,11 @@ impl Error {
         Self::new(StatusCode::NOT_FOUND, "Signing Key not found", detail)
     }
 
+    /// The key that should sign is stored, but is no key.
+    pub fn broken_signing_key(detail: String) -> Self {
+        Self::new(StatusCode::CONFLICT, "Signing Key unusable", detail)
+    }
+
     /// The kind cannot be written here.
     pub fn read_only(detail: &'static str) -> Self {
         Self::new(StatusCode::METHOD_NOT_ALLOWED, "Method not allowed", detail)
@@ -177,6 +187,14 @@ impl Error {
             Some(leader) => format!("{why}; the leader is {leader}"),
             None => why.to_string(),
         };
+        let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "Service unavailable", detail);
+        error.0.retry_after = Some(RETRY_AFTER);
+        error
+    }
+
+    /// As many requests as may wait at once do; nothing was changed.
+    pub(crate) fn too_many_waiters() -> Self {
+        let detail = "too many requests wait for zones at the moment, try again later or without wait";
         let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "Service unavailable", detail);
         error.0.retry_after = Some(RETRY_AFTER);
         error
@@ -216,6 +234,16 @@ impl Error {
     /// No such path.
     pub fn no_route() -> Self {
         Self::new(StatusCode::NOT_FOUND, "Not Found", "there is nothing at this path")
+    }
+
+    /// The path would be that of a kind that is not here.
+    pub fn no_kind(detail: String) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "Not Found", detail)
+    }
+
+    /// Kuma answers this, and we will.
+    pub fn not_yet(detail: &'static str) -> Self {
+        Self::new(StatusCode::NOT_IMPLEMENTED, "Not yet in this version", detail)
     }
 
     /// The path does not know the method.

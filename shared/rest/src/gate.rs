@@ -10,6 +10,7 @@ use axum::{
 };
 use http::{HeaderMap, Method, header};
 use time::OffsetDateTime;
+use tokio::sync::Semaphore;
 use ursa_runtime::serve::Peer;
 
 use crate::{
@@ -25,6 +26,8 @@ use crate::{
 pub(crate) struct Shared {
     pub(crate) api: Api,
     pub(crate) authenticator: Authenticator,
+    /// One permit for each request that may wait for zones.
+    pub(crate) waiters: Arc<Semaphore>,
 }
 
 pub(crate) async fn gate(State(shared): State<Arc<Shared>>, mut request: Request, next: Next) -> Response {
@@ -34,7 +37,14 @@ pub(crate) async fn gate(State(shared): State<Arc<Shared>>, mut request: Request
     };
     let catalog = match shared.api.backend.catalog(freshness).await {
         Ok(catalog) => catalog,
-        Err(unavailable) => return Error::unavailable(&unavailable).into_response(),
+        Err(unavailable) => {
+            let mut response = Error::unavailable(&unavailable).into_response();
+            // How far this node is tells a client whether another one is further.
+            if let Ok(stale) = shared.api.backend.catalog(Freshness::Stale).await {
+                set_revision(response.headers_mut(), &stale, stale.durable.revision());
+            }
+            return response;
+        }
     };
     let admitted = refused.map_or_else(|| admit(&shared, &request, &catalog), Err);
     let mut response = match admitted {

@@ -10,6 +10,7 @@ use serde_json::Value;
 use ursa_model::{Kind, ZoneName, labels};
 use ursa_runtime::Stages;
 
+mod absent;
 mod audit;
 mod auth;
 mod backend;
@@ -22,7 +23,9 @@ mod envelope;
 mod error;
 mod gate;
 mod insight;
+mod inspect;
 mod keys;
+mod kubernetes;
 mod query;
 mod routes;
 mod rules;
@@ -30,14 +33,16 @@ mod rules;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+mod wait;
 mod warnings;
 mod write;
 
 pub use auth::{ADMIN, Access, Caller, User};
 pub use backend::{Backend, BoxFuture, Freshness, ProposeError, Unavailable};
-pub use call::{HISTORY_HEADER, REQUEST_ID_HEADER, REVISION_HEADER, STALE_HEADER};
+pub use call::{HISTORY_HEADER, IDEMPOTENCY_HEADER, REQUEST_ID_HEADER, REVISION_HEADER, STALE_HEADER};
 pub use error::Error;
 pub use routes::{router, router_with};
+pub use wait::{APPLIED_HEADER, WAIT_HEADER};
 
 /// Which control plane serves the API; decides what is read-only and which labels are computed.
 #[derive(Clone, Debug, PartialEq, Eq)]

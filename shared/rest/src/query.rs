@@ -204,16 +204,19 @@ impl DataplaneFilter {
     }
 }
 
-/// Checks `format` of a single resource.
-pub(crate) fn check_format(query: &Query) -> Result<(), Error> {
+/// How a single resource is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Format {
+    Universal,
+    Kubernetes,
+}
+
+/// The `format` of a single resource.
+pub(crate) fn format(query: &Query) -> Result<Format, Error> {
     const TITLE: &str = "Could not retrieve a resource";
     match query.first("format") {
-        "" | "universal" => Ok(()),
-        "k8s" | "kubernetes" => Err(Error::invalid_field(
-            TITLE,
-            "format",
-            "this control plane shows resources in the format universal only",
-        )),
+        "" | "universal" => Ok(Format::Universal),
+        "k8s" | "kubernetes" => Ok(Format::Kubernetes),
         _ => Err(Error::invalid_field(TITLE, "format", "must be one of: k8s, kubernetes, universal")),
     }
 }

@@ -5,9 +5,10 @@
 use serde_json::{Map, Value};
 use ursa_model::{
     Kind, Labels, Origin, Resource, Scope, Violations,
-    kind::{Encoding, dataplane::Dataplane},
+    kind::{Encoding, dataplane::Dataplane, secret::Secret},
     labels, name,
 };
+use ursa_pki::token::Family;
 
 use crate::{Site, error::Error};
 
@@ -18,7 +19,7 @@ const DEFAULT_MESH: &str = "default";
 /// A resource is sent to the global under `<zone>.<name>` at the worst, which must fit as well.
 const MAX_GLOBAL_NAME: usize = 253;
 
-/// A document that was read: identity and labels as written, the spec canonical and valid.
+/// A document that was read: identity and labels as written, the spec canonical and valid unless something was found.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Document {
     pub(crate) kind: String,
@@ -26,22 +27,32 @@ pub(crate) struct Document {
     pub(crate) name: String,
     pub(crate) labels: Labels,
     pub(crate) spec: Value,
+    /// What is wrong with the spec; fields are paths within the document.
+    pub(crate) found: Violations,
 }
 
 impl Document {
     /// Reads a document as a resource of `kind`.
+    ///
+    /// # Errors
+    /// It is no object, or what it says of itself cannot be read: nothing more can be told about it then.
     pub(crate) fn read(kind: Kind, value: Value) -> Result<Self, Error> {
         let Value::Object(mut map) = value else {
             return Err(Error::unparsable(kind, "expected an object"));
         };
         let descriptor = kind.descriptor();
+        let mut unread = Violations::default();
         let mut document = Self {
-            kind: take_text(kind, &mut map, "type")?,
-            mesh: take_text(kind, &mut map, "mesh")?,
-            name: take_text(kind, &mut map, "name")?,
-            labels: take_labels(kind, &mut map)?,
+            kind: take_text(&mut map, "type", &mut unread),
+            mesh: take_text(&mut map, "mesh", &mut unread),
+            name: take_text(&mut map, "name", &mut unread),
+            labels: take_labels(&mut map, &mut unread),
             spec: Value::Null,
+            found: Violations::default(),
         };
+        if !unread.is_empty() {
+            return Err(Error::unreadable(kind, unread));
+        }
         let (spec, at) = match descriptor.encoding {
             Encoding::Proto(_) => {
                 for ignored in ["creationTime", "modificationTime", "kri", "snis"] {
@@ -51,7 +62,11 @@ impl Document {
             }
             Encoding::Json => {
                 if document.kind != descriptor.name {
-                    return Err(Error::invalid_field(PROCESS, "", format!("type in body should be one of [{kind}]")));
+                    return Err(Error::invalid_field(
+                        PROCESS,
+                        "type",
+                        format!("type in body should be one of [{kind}]"),
+                    ));
                 }
                 if document.mesh.is_empty() && descriptor.scope == Scope::Mesh {
                     document.mesh = DEFAULT_MESH.into();
@@ -60,24 +75,23 @@ impl Document {
                     .remove("spec")
                     .filter(|s| !s.is_null())
                     .unwrap_or_else(|| Value::Object(Map::new()));
-                if !spec.is_object() {
-                    return Err(Error::invalid_field(PROCESS, "spec", "must be an object"));
-                }
                 (spec, "spec")
             }
         };
-        document.spec = (descriptor.canonical)(spec).map_err(|found| spec_error(kind, at, found))?;
+        if spec.is_object() {
+            match (descriptor.canonical)(spec) {
+                Ok(spec) => document.spec = spec,
+                Err(found) => document.found = below(at, found),
+            }
+        } else {
+            document.found.add("spec", "must be an object");
+        }
         Ok(document)
     }
 }
 
-/// Violations of a spec. Those without a field mean that it could not be read as the kind's schema.
-fn spec_error(kind: Kind, at: &str, mut found: Violations) -> Error {
-    if at.is_empty()
-        && let Some(unread) = found.0.iter().find(|v| v.field.is_empty())
-    {
-        return Error::unparsable(kind, &unread.reason);
-    }
+/// Violations of a spec as violations of the document that it is in.
+fn below(at: &str, mut found: Violations) -> Violations {
     for violation in &mut found.0 {
         violation.field = match (at, violation.field.as_str()) {
             ("", field) => field.to_owned(),
@@ -85,27 +99,35 @@ fn spec_error(kind: Kind, at: &str, mut found: Violations) -> Error {
             (at, field) => format!("{at}.{field}"),
         };
     }
-    Error::invalid(PROCESS, found)
+    found
 }
 
-fn take_text(kind: Kind, map: &mut Map<String, Value>, key: &str) -> Result<String, Error> {
+fn take_text(map: &mut Map<String, Value>, key: &str, unread: &mut Violations) -> String {
     match map.remove(key) {
-        None | Some(Value::Null) => Ok(String::new()),
-        Some(Value::String(text)) => Ok(text),
-        Some(_) => Err(Error::unparsable(kind, format!("{key} must be a text"))),
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text,
+        Some(_) => {
+            unread.add(key, "must be a text");
+            String::new()
+        }
     }
 }
 
-fn take_labels(kind: Kind, map: &mut Map<String, Value>) -> Result<Labels, Error> {
-    let wrong = || Error::unparsable(kind, "labels must be an object of texts");
+fn take_labels(map: &mut Map<String, Value>, unread: &mut Violations) -> Labels {
+    let mut labels = Labels::new();
     match map.remove("labels") {
-        None | Some(Value::Null) => Ok(Labels::new()),
-        Some(Value::Object(all)) => all
-            .into_iter()
-            .map(|(k, v)| if let Value::String(v) = v { Ok((k, v)) } else { Err(wrong()) })
-            .collect(),
-        Some(_) => Err(wrong()),
+        None | Some(Value::Null) => {}
+        Some(Value::Object(all)) => {
+            for (key, value) in all {
+                match value {
+                    Value::String(value) => drop(labels.insert(key, value)),
+                    _ => unread.add(label_field(&key), "must be a text"),
+                }
+            }
+        }
+        Some(_) => unread.add("labels", "must be an object of texts"),
     }
+    labels
 }
 
 fn label_field(key: &str) -> String {
@@ -210,15 +232,40 @@ pub(crate) fn check_owned(site: &Site, stored: &Resource) -> Violations {
 }
 
 /// The workload of a Dataplane becomes part of its identity, so it must be a DNS label (step 7).
-pub(crate) fn check_workload(kind: Kind, document: &Document) -> Result<(), Error> {
-    match document.labels.get(labels::WORKLOAD) {
-        Some(workload) if kind == Kind::Dataplane && !workload.is_empty() && !name::is_dns1035_label(workload) => {
-            Err(Error::bad_request(format_args!(
-                "{}: must be a valid DNS-1035 label (at most 63 characters)",
-                label_field(labels::WORKLOAD)
-            )))
-        }
-        _ => Ok(()),
+pub(crate) fn check_workload(kind: Kind, document: &Document) -> Violations {
+    let mut found = Violations::default();
+    if let Some(workload) = document.labels.get(labels::WORKLOAD)
+        && kind == Kind::Dataplane
+        && !workload.is_empty()
+        && !name::is_dns1035_label(workload)
+    {
+        found.add(
+            label_field(labels::WORKLOAD),
+            "must be a valid DNS-1035 label (at most 63 characters)",
+        );
+    }
+    found
+}
+
+/// What a secret that signs or revokes tokens must hold. Takes a millisecond for a key.
+pub(crate) fn check_token_secret(kind: Kind, mesh: &str, name: &str, spec: &Value) -> Violations {
+    let mut found = Violations::default();
+    if let Some(family) = token_family(kind, mesh, name)
+        // Without data it has been found wanting already.
+        && let Some(content) = serde_json::from_value::<Secret>(spec.clone()).ok().and_then(|s| s.bytes())
+        && let Err(why) = family.check(name, &content)
+    {
+        found.add("data", why.to_string());
+    }
+    found
+}
+
+/// The tokens that a secret is about.
+pub(crate) fn token_family(kind: Kind, mesh: &str, name: &str) -> Option<Family> {
+    match kind {
+        Kind::Secret => Family::of_mesh(mesh, name),
+        Kind::GlobalSecret => Family::of_global(name),
+        _ => None,
     }
 }
 

@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use ursa_model::{Timestamp, ZoneName, kind::ALL};
-use ursa_state::{Applied, Catalog, Changeset, Command, HistoryId, Observed, Role, State, observed::Observation};
+use ursa_state::{Applied, Catalog, Changeset, Command, HistoryId, Observed, ObservedView, Role, State, observed::Observation};
 
 use crate::{
     Site,
@@ -140,6 +141,10 @@ impl Backend for Memory {
             None => Ok(self.apply(&Command::Change(set))),
         };
         Box::pin(async move { answer })
+    }
+
+    fn observed(&self) -> watch::Receiver<ObservedView> {
+        self.observed.subscribe()
     }
 
     fn unknown_zones(&self) -> Vec<ZoneName> {

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use tracing::error;
 use ursa_model::{ResourceKey, Timestamp};
 use ursa_runtime::{error::Chain, stages};
-use ursa_state::{Applied, Changeset, Op, OpError, OpResult, RequestId};
+use ursa_state::{Applied, Changeset, GlobalRevision, Op, OpError, OpResult, RequestId};
 use uuid::Uuid;
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     backend::ProposeError,
     call::{Call, REQUEST_ID_HEADER, json, set_revision},
     error::Error,
+    wait::{self, APPLIED_HEADER, Wait},
 };
 
 /// Answer to a write.
@@ -40,6 +41,8 @@ pub(crate) struct Write {
     /// When the request had been read.
     pub(crate) received_ns: u64,
     pub(crate) id: WriteId,
+    /// The answer is to wait for the zones.
+    pub(crate) wait: Option<Wait>,
 }
 
 /// Nanoseconds since 1970.
@@ -84,10 +87,11 @@ pub(crate) async fn commit(call: &Call, write: Write) -> Response {
     let Write {
         subject,
         ops,
-        warnings,
+        mut warnings,
         title,
         received_ns,
         id,
+        wait,
     } = write;
     let subject_text = subject.to_string();
     let mut set = Changeset::atomic(id.store, Timestamp::now(), ops);
@@ -97,16 +101,23 @@ pub(crate) async fn commit(call: &Call, write: Write) -> Response {
     let mut response = match outcome {
         Ok(applied) => {
             record_stages(call, &applied, &subject_text, received_ns, committed_ns);
-            let response = answer(&applied, &subject, warnings, title);
+            // Before the wait, which ends with the client: what is done is in the log, whoever hears of it.
             audit::written(
                 &call.caller,
                 &call.method,
                 &subject_text,
                 applied.revision,
-                response.status(),
+                answer(&applied, &subject, Vec::new(), title).status(),
                 &id.client,
             );
-            let mut response = response;
+            let zones = match wait {
+                Some(wait) if applied.rejected.is_none() => Some(wait_for_zones(call, &applied, wait, &mut warnings).await),
+                _ => None,
+            };
+            let mut response = answer(&applied, &subject, warnings, title);
+            if let Some(told) = zones {
+                response.headers_mut().insert(APPLIED_HEADER, told);
+            }
             set_revision(response.headers_mut(), &call.catalog, applied.revision);
             response
         }
@@ -119,6 +130,18 @@ pub(crate) async fn commit(call: &Call, write: Write) -> Response {
         response.headers_mut().insert(REQUEST_ID_HEADER, value);
     }
     response
+}
+
+/// Waits until the zones have stored what was committed, and warns of those that have not.
+async fn wait_for_zones(call: &Call, applied: &Applied, wait: Wait, warnings: &mut Vec<String>) -> HeaderValue {
+    let wanted = GlobalRevision {
+        history: call.catalog.durable.history_id(),
+        revision: applied.revision,
+    };
+    let zones = wait.until_applied(&call.catalog, call.api().backend.observed(), wanted).await;
+    let (told, behind) = wait::told(&zones, wanted.revision);
+    warnings.extend(behind);
+    told
 }
 
 /// How a failed proposal looks to the client.

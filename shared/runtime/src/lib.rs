@@ -27,6 +27,7 @@ pub mod serve;
 pub mod stages;
 pub mod tasks;
 pub mod telemetry;
+pub mod throttle;
 pub mod tls;
 
 pub use backoff::Backoff;

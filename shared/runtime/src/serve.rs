@@ -25,6 +25,7 @@ use crate::lease::within;
 use crate::tasks::{OnExit, Tasks};
 
 mod connection;
+mod leftover;
 #[cfg(test)]
 mod tests;
 
@@ -47,6 +48,8 @@ pub struct Limits {
     pub max_connections: usize,
     /// Bytes of the header list of a request. Default 64 KiB.
     pub max_header_bytes: u32,
+    /// Bytes of a request's body that are read and thrown away when it is answered without being read. Default 16 MiB.
+    pub max_discarded_body: usize,
     /// HTTP/2: a ping after this long without a frame. Default 15 s.
     #[serde(with = "humantime_serde")]
     pub keepalive_interval: Duration,
@@ -69,6 +72,7 @@ impl Default for Limits {
             max_concurrent_streams: 256,
             max_connections: 16_384,
             max_header_bytes: 64 * 1024,
+            max_discarded_body: 16 * 1024 * 1024,
             keepalive_interval: Duration::from_secs(15),
             keepalive_timeout: Duration::from_secs(15),
             drain_timeout: Duration::from_secs(5),

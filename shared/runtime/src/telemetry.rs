@@ -8,11 +8,15 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+const DEFAULT_LEVEL: &str = "info,openraft=warn,openraft::core::heartbeat=error,openraft::replication=error,\
+    openraft::engine::handler::replication_handler=error";
+
 /// How a program logs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// A level, or directives such as `info,ursa_sync=debug`. `RUST_LOG` wins over it. Default `info,openraft=warn`.
+    /// A level, or directives such as `info,ursa_sync=debug`. `RUST_LOG` wins over it. Default `info`, without openraft's word on
+    /// every single message that a missing node does not answer (hundreds a second; the store says once that a member is gone).
     pub level: String,
     /// Default `text`.
     pub format: Format,
@@ -32,7 +36,7 @@ pub enum Format {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            level: "info,openraft=warn".to_owned(),
+            level: DEFAULT_LEVEL.to_owned(),
             format: Format::Text,
         }
     }

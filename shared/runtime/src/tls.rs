@@ -15,7 +15,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
+use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
 use time::OffsetDateTime;
 
 use crate::error::Chain;
@@ -24,6 +24,9 @@ use crate::tasks::{OnExit, Tasks};
 mod files;
 #[cfg(test)]
 mod tests;
+mod verify;
+
+pub use verify::server_verifier;
 
 /// How often a running program looks whether its certificate must be renewed or was replaced on disk.
 const CHECK_PERIOD: Duration = Duration::from_secs(3600);
@@ -235,28 +238,33 @@ impl ServerTls {
     }
 }
 
-/// A client config for TLS 1.3 that trusts the CAs in `ca_pem` alone and offers `alpn`.
+/// A client config for TLS 1.3 that offers `alpn` and believes whom [`server_verifier`] believes.
 ///
 /// # Errors
 /// `ca_pem` holds no certificate, or one that cannot be a root.
 pub fn client_config(ca_pem: &[u8], alpn: &[&str]) -> Result<Arc<ClientConfig>, Error> {
+    let mut config = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(Versions::Tls13.list())?
+        .dangerous()
+        .with_custom_certificate_verifier(server_verifier(ca_pem)?)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+    Ok(Arc::new(config))
+}
+
+/// The certificates of a PEM text; at least one.
+fn given(ca_pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, Error> {
     let invalid = |reason: String| Error::Invalid {
         what: "CA".to_owned(),
         reason,
     };
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(ca_pem) {
-        roots.add(certificate.map_err(|error| invalid(error.to_string()))?)?;
-    }
-    if roots.is_empty() {
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(ca_pem)
+        .collect::<Result<_, _>>()
+        .map_err(|error| invalid(error.to_string()))?;
+    if certificates.is_empty() {
         return Err(invalid("no certificate in it".to_owned()));
     }
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(Versions::Tls13.list())?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-    Ok(Arc::new(config))
+    Ok(certificates)
 }
 
 /// Names that a server on this machine should always be reachable by: localhost, the loopback addresses, the hostname.

@@ -18,6 +18,6 @@ pub use change::{
     Applied, Change, Changeset, Command, Expect, GlobalRevision, HistoryId, Mode, Op, OpError, OpResult, Put, RequestId, Revision,
     RevisionChanges,
 };
-pub use observed::{Observed, ObservedView};
+pub use observed::{Authority, Observed, ObservedView};
 pub use state::{SnapshotError, State};
 pub use view::{Compacted, View};

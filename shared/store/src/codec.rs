@@ -41,6 +41,22 @@ impl Proposal {
         })
     }
 
+    /// Takes over an encoding made elsewhere by [`Proposal::new`].
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn decode(encoded: Bytes) -> Result<Self, String> {
+        match Payload::decode(&encoded)? {
+            Payload::Command(Self { command, .. }) => Ok(Self { command, encoded }),
+            Payload::Blank | Payload::Members(_) => Err("it is no command".to_owned()),
+        }
+    }
+
+    /// Reverses [`Proposal::decode`].
+    pub fn encoded(&self) -> &Bytes {
+        &self.encoded
+    }
+
     pub fn command(&self) -> &Command {
         &self.command
     }

@@ -96,6 +96,12 @@ pub enum OpenError {
         #[source]
         damaged: Option<snapshot::Error>,
     },
+    /// This node's certificate cannot be used between nodes.
+    #[error("the node certificate cannot be used: {reason}; `global-cp pki node` makes one from the cluster's CA")]
+    Certificate { reason: String },
+    /// The list of members does not fit this node.
+    #[error("the list of members cannot be used: {reason}")]
+    Members { reason: String },
     #[error(transparent)]
     Log(#[from] log::Error),
     #[error(transparent)]

@@ -3,17 +3,18 @@
 //! Invariant: a folder of a newer version, of another node, or one that has lost its log is refused before anything in it is changed.
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use serde::{Deserialize, Serialize};
 use ursa_runtime::lock::DataLock;
 use ursa_state::HistoryId;
+use uuid::Uuid;
 
 use crate::disk::{self, Disk};
 use crate::error::OpenError;
 
-/// Version of the layout written here.
-pub const VERSION: u32 = 1;
+/// Version of the layout written here. 2: the folder has an id and counts its starts; 1 is taken over.
+pub const VERSION: u32 = 2;
 /// Longest of the two small files.
 const MAX_FILE: u64 = 64 << 10;
 
@@ -24,6 +25,18 @@ struct Node {
     /// Known once the first entry was applied. From then on the log cannot be empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     history: Option<HistoryId>,
+    /// Drawn when the folder was made: tells it from any other folder of the same node.
+    #[serde(default = "Uuid::new_v4")]
+    folder: Uuid,
+    /// How often the folder was opened.
+    #[serde(default)]
+    start: u64,
+    /// The node has taken its place in a group of several.
+    #[serde(default)]
+    formed: bool,
+    /// It did so by writing down the first members. From then on the log cannot be empty.
+    #[serde(default)]
+    founder: bool,
 }
 
 /// A folder that was found to be ours. It stays so for as long as the lock lives that comes with it; whoever writes the log holds it.
@@ -32,6 +45,27 @@ pub struct Folder {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
     node: Node,
+    held: Held,
+}
+
+/// Whether the folder is still ours. A write that comes late, after the folder was let go of, must not touch what the next owner wrote.
+#[derive(Clone, Debug)]
+pub struct Held(Option<Weak<DataLock>>);
+
+impl Held {
+    /// Keeps the folder ours for as long as the answer lives.
+    ///
+    /// # Errors
+    /// It is not any more.
+    pub fn keep(&self) -> std::io::Result<Option<Arc<DataLock>>> {
+        match &self.0 {
+            None => Ok(None),
+            Some(lock) => match lock.upgrade() {
+                None => Err(std::io::Error::other("the data folder was let go of")),
+                held => Ok(held),
+            },
+        }
+    }
 }
 
 impl Folder {
@@ -39,14 +73,18 @@ impl Folder {
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub fn open(disk: Arc<dyn Disk>, dir: &Path, node_id: u64) -> Result<(Self, Option<DataLock>), OpenError> {
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path, node_id: u64) -> Result<(Self, Option<Arc<DataLock>>), OpenError> {
         let io = |action, path: &Path| {
             let path = path.to_owned();
             move |source| OpenError::Io { action, path, source }
         };
         disk.create_dir(dir).map_err(io("make", dir))?;
         // In the folder of the log: a program may hold the data folder itself.
-        let lock = disk.real_path(&dir.join("log")).map(|path| DataLock::acquire(&path)).transpose()?;
+        let lock = disk
+            .real_path(&dir.join("log"))
+            .map(|path| DataLock::acquire(&path))
+            .transpose()?
+            .map(Arc::new);
         let version = dir.join("VERSION");
         let node_file = dir.join("node.json");
         let known = match read(&*disk, &version)? {
@@ -63,11 +101,11 @@ impl Folder {
                         known: VERSION,
                     });
                 }
-                true
+                Some(found)
             }
-            None => false,
+            None => None,
         };
-        let node = match read(&*disk, &node_file)? {
+        let mut node = match read(&*disk, &node_file)? {
             Some(bytes) => {
                 let node: Node = serde_json::from_slice(&bytes).map_err(|error| OpenError::Folder {
                     path: node_file.clone(),
@@ -80,7 +118,7 @@ impl Folder {
                         given: node_id,
                     });
                 }
-                if !known {
+                if known.is_none() {
                     return Err(OpenError::Folder {
                         path: version,
                         reason: "it is missing".to_owned(),
@@ -95,15 +133,26 @@ impl Folder {
                         reason: "it is missing".to_owned(),
                     });
                 }
-                // In this order: whatever else there is, there is a version.
-                disk::write_atomic(&*disk, &version, format!("{VERSION}\n").as_bytes()).map_err(io("write", &version))?;
-                Node { node_id, history: None }
+                Node {
+                    node_id,
+                    history: None,
+                    folder: Uuid::new_v4(),
+                    start: 0,
+                    formed: false,
+                    founder: false,
+                }
             }
         };
+        // In this order: whatever else there is, there is a version.
+        if known != Some(VERSION) || node.start == 0 {
+            disk::write_atomic(&*disk, &version, format!("{VERSION}\n").as_bytes()).map_err(io("write", &version))?;
+        }
+        node.start += 1;
         let folder = Self {
             disk,
             dir: dir.to_owned(),
             node,
+            held: Held(lock.as_ref().map(Arc::downgrade)),
         };
         folder.write_node().map_err(io("write", &node_file))?;
         Ok((folder, lock))
@@ -119,6 +168,36 @@ impl Folder {
         self.node.history.is_some()
     }
 
+    /// The history of what is stored here, once it was noted.
+    pub fn history(&self) -> Option<HistoryId> {
+        self.node.history
+    }
+
+    /// The folder's id, and how often it was opened, this time included.
+    pub fn id(&self) -> (Uuid, u64) {
+        (self.node.folder, self.node.start)
+    }
+
+    /// Whether the node has taken its place in a group of several.
+    pub fn is_formed(&self) -> bool {
+        self.node.formed || self.node.history.is_some()
+    }
+
+    /// Whether it wrote down the first members, so that there must be a log.
+    pub fn is_founder(&self) -> bool {
+        self.node.founder
+    }
+
+    /// Notes that it has, as a founder or not. Blocks on the disk.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn formed(&mut self, founder: bool) -> std::io::Result<()> {
+        self.node.formed = true;
+        self.node.founder = founder;
+        self.write_node()
+    }
+
     /// Notes the history, after which an empty log is refused. Blocks on the disk.
     ///
     /// # Errors
@@ -131,7 +210,13 @@ impl Folder {
         self.write_node()
     }
 
+    /// To be asked before anything in the folder is written.
+    pub fn held(&self) -> Held {
+        self.held.clone()
+    }
+
     fn write_node(&self) -> std::io::Result<()> {
+        let _held = self.held.keep()?;
         let text = serde_json::to_string_pretty(&self.node)?;
         disk::write_atomic(&*self.disk, &self.dir.join("node.json"), (text + "\n").as_bytes())
     }
@@ -176,13 +261,35 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_counts_its_starts_and_keeps_its_id() {
+        let disk = SimDisk::new(1);
+        let (id, start) = open(&disk, 1).unwrap().id();
+        let disk = disk.power_loss();
+        assert_eq!((start, open(&disk, 1).unwrap().id()), (1, (id, 2)));
+        assert_ne!(open(&SimDisk::new(1), 1).unwrap().id().0, id);
+    }
+
+    #[test]
+    fn a_folder_of_the_first_version_is_taken_over() {
+        let disk = SimDisk::new(1);
+        drop(open(&disk, 1).unwrap());
+        disk.damage(Path::new("/node/VERSION"), |bytes| *bytes = b"1\n".to_vec()).unwrap();
+        disk.damage(Path::new("/node/node.json"), |bytes| *bytes = b"{\"node_id\":1}".to_vec())
+            .unwrap();
+        let (id, start) = open(&disk, 1).unwrap().id();
+        let disk = disk.power_loss();
+        assert_eq!((start, open(&disk, 1).unwrap().id()), (1, (id, 2)));
+        assert_eq!(disk.files(Path::new(DIR)).unwrap()["VERSION"], b"2\n");
+    }
+
+    #[test]
     fn a_newer_folder_is_refused_unchanged() {
         let disk = SimDisk::new(1);
         drop(open(&disk, 1).unwrap());
-        disk.damage(Path::new("/node/VERSION"), |bytes| *bytes = b"2\n".to_vec()).unwrap();
+        disk.damage(Path::new("/node/VERSION"), |bytes| *bytes = b"3\n".to_vec()).unwrap();
         let before = disk.files(Path::new(DIR)).unwrap();
         let error = open(&disk, 1).unwrap_err();
-        assert!(matches!(error, OpenError::Newer { found: 2, known: 1, .. }), "{error}");
+        assert!(matches!(error, OpenError::Newer { found: 3, known: 2, .. }), "{error}");
         assert!(error.to_string().contains("run the version that wrote it"), "{error}");
         assert_eq!(disk.files(Path::new(DIR)).unwrap(), before);
     }

@@ -1,36 +1,85 @@
-//! What has to be looked after beside the running store: purging behind the older snapshot, keeping the cache up, and stopping the
-//! process when the disk or the core has failed.
+//! What has to be looked after beside the running store: purging behind the older snapshot, keeping the cache up, who leads, naming a new
+//! history, silencing a leader that nobody answers, and stopping the process when the disk or the core has failed.
 //! In: the store. Out: nothing. Invariant: nothing here is on the way of a proposal; a store that was closed is left in peace.
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
+use futures::future::join_all;
+use openraft::Instant as _;
+use openraft::async_runtime::watch::WatchReceiver;
 use tokio::sync::{Notify, watch};
-use ursa_runtime::CancellationToken;
+use ursa_runtime::error::Chain;
 use ursa_runtime::tasks::{OnExit, StopReason, Tasks};
-use ursa_state::View;
+use ursa_runtime::{Backoff, CancellationToken, heartbeat};
+use ursa_state::{HistoryId, View};
 
 use crate::cache::Cache;
 use crate::log::{EntryId, Failure};
+use crate::net::{Peers, Refusal, admission};
 use crate::store::{Inner, Store};
+
+/// Leases without an acknowledgement after which a leader falls silent. One is normal after a pause; three are none.
+const SILENT_AFTER: u32 = 3;
+/// Between greetings, by which mistakes of set-up are found that the traffic of Raft alone would not show to both sides.
+const GREETINGS: Duration = Duration::from_secs(2);
+/// Before naming the history is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
 /// Starts what runs beside the store. None of it keeps the store alive.
 pub(crate) fn spawn(store: &Store, tasks: &Tasks) {
     let inner = store.inner();
-    let (weak, purgeable, closing) = (Arc::downgrade(inner), inner.snapshots.purgeable(), inner.closing.clone());
-    tasks.spawn("store-purge", OnExit::Ignore, |cancel| {
-        until(cancel, closing, purge(weak, purgeable))
-    });
-    let (weak, failure, fatal) = (Arc::downgrade(inner), inner.log.failure(), inner.fatal.clone());
-    let (owner, closing) = (tasks.clone(), inner.closing.clone());
-    tasks.spawn("store-health", OnExit::Ignore, |cancel| {
-        until(cancel, closing, health(weak, failure, fatal, owner))
-    });
+    let run = Runner {
+        tasks,
+        closing: &inner.closing,
+    };
+    let weak = || Arc::downgrade(inner);
+    run.spawn("store-purge", purge(weak(), inner.snapshots.purgeable()));
+    let disowned = inner.peers.as_ref().map(|peers| peers.shared.disowned.subscribe());
+    run.spawn(
+        "store-health",
+        health(weak(), inner.log.failure(), inner.fatal.clone(), disowned, tasks.clone()),
+    );
     if let Some(cache) = inner.cache.clone() {
-        let (views, closing) = (store.subscribe(), inner.closing.clone());
-        tasks.spawn("store-cache", OnExit::Ignore, |cancel| until(cancel, closing, follow(cache, views)));
+        run.spawn("store-cache", follow(cache, store.subscribe()));
+    }
+    let metrics = inner.raft.server_metrics();
+    let first = metrics.borrow_watched().current_leader;
+    inner.leader.send_replace(first);
+    run.spawn("store-leader", leader(metrics, inner.leader.clone()));
+    if let Some(peers) = &inner.peers {
+        run.spawn("store-history", history(weak(), store.subscribe(), tasks.clone()));
+        run.spawn(
+            "store-founder",
+            founder(weak(), store.subscribe(), peers.clone(), inner.closing.clone()),
+        );
+        if let Some(cluster) = &inner.config.cluster {
+            run.spawn(
+                "store-members",
+                grow(weak(), peers.clone(), cluster.members.clone(), inner.closing.clone()),
+            );
+        }
+        run.spawn("store-greetings", greetings(peers.clone(), inner.closing.clone()));
+        let lease = crate::raft::lease(&inner.config.timings);
+        let period = inner.config.timings.sane().heartbeat;
+        run.spawn("store-quorum", quorum(weak(), peers.clone(), period, lease, inner.closing.clone()));
     }
 }
 
-async fn until(cancel: CancellationToken, closing: CancellationToken, work: impl Future<Output = ()>) {
+struct Runner<'a> {
+    tasks: &'a Tasks,
+    closing: &'a CancellationToken,
+}
+
+impl Runner<'_> {
+    fn spawn(&self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        let closing = self.closing.clone();
+        self.tasks.spawn(name, OnExit::Ignore, |cancel| until(cancel, closing, work));
+    }
+}
+
+pub(crate) async fn until(cancel: CancellationToken, closing: CancellationToken, work: impl Future<Output = ()>) {
     tokio::select! {
         biased;
         () = cancel.cancelled() => {}
@@ -57,11 +106,24 @@ async fn purge(inner: Weak<Inner>, mut purgeable: watch::Receiver<Option<EntryId
 }
 
 /// Stops the process once the store cannot go on.
-async fn health(inner: Weak<Inner>, mut failure: watch::Receiver<Option<Failure>>, fatal: Arc<Notify>, tasks: Tasks) {
+async fn health(
+    inner: Weak<Inner>,
+    mut failure: watch::Receiver<Option<Failure>>,
+    fatal: Arc<Notify>,
+    mut disowned: Option<watch::Receiver<Option<Refusal>>>,
+    tasks: Tasks,
+) {
     loop {
+        let told = async {
+            match &mut disowned {
+                Some(disowned) => drop(disowned.wait_for(Option::is_some).await),
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             failed = failure.wait_for(Option::is_some) => if failed.is_err() { return },
+            () = told => {}
             () = fatal.notified() => {}
         }
         let Some(store) = inner.upgrade().map(Store::from) else { return };
@@ -84,5 +146,144 @@ async fn follow(cache: Cache, mut views: watch::Receiver<View>) {
     while views.changed().await.is_ok() {
         views.mark_unchanged();
         cache.wake();
+    }
+}
+
+/// Tells who leads.
+async fn leader(mut metrics: crate::raft::ServerMetrics, leader: watch::Sender<Option<u64>>) {
+    loop {
+        let now = metrics.borrow_watched().current_leader;
+        let changed = leader.send_if_modified(|known| std::mem::replace(known, now) != now);
+        if changed {
+            tracing::info!(leader = now, "who leads has changed");
+        }
+        if metrics.changed().await.is_err() {
+            leader.send_replace(None);
+            return;
+        }
+    }
+}
+
+/// Notes the history as soon as it is known.
+async fn history(inner: Weak<Inner>, mut views: watch::Receiver<View>, tasks: Tasks) {
+    if views.wait_for(|view| view.history_id() != HistoryId::default()).await.is_err() {
+        return;
+    }
+    let Some(store) = inner.upgrade().map(Store::from) else { return };
+    if let Err(error) = store.note_history().await {
+        let error = Chain(&error).to_string();
+        tracing::error!(error, "cannot note the history");
+        tasks.stop(StopReason::Failed {
+            task: "store".to_owned(),
+            error,
+        });
+    }
+}
+
+/// Whoever leads first gives what is stored its name.
+async fn founder(inner: Weak<Inner>, views: watch::Receiver<View>, peers: Peers, closing: CancellationToken) {
+    let mut leads = peers.leader();
+    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    while views.borrow().history_id() == HistoryId::default() {
+        if leads.wait_for(|leader| *leader == Some(peers.node_id())).await.is_err() {
+            return;
+        }
+        let Some(store) = inner.upgrade().map(Store::from) else { return };
+        // A new leader applies what was committed before it writes: nothing that was named is named anew.
+        if store.read().await.is_ok_and(|view| view.history_id() != HistoryId::default()) {
+            return;
+        }
+        let begun = store.begin_history().await;
+        drop(store);
+        match begun {
+            Ok(()) => return,
+            Err(error) => tracing::debug!(%error, "the history has no name yet"),
+        }
+        if !backoff.wait(&closing).await {
+            return;
+        }
+    }
+}
+
+/// A group of one that is given more members grows into them, each as soon as it has caught up. Any other difference between the configured
+/// members and those of the group is left as it is.
+async fn grow(inner: Weak<Inner>, peers: Peers, members: BTreeMap<u64, String>, closing: CancellationToken) {
+    let me = peers.node_id();
+    let mut leads = peers.leader();
+    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    while leads.wait_for(|leader| *leader == Some(me)).await.is_ok() {
+        let Some(raft) = inner.upgrade().map(|inner| inner.raft.clone()) else {
+            return;
+        };
+        if members.len() < 2 || !raft.voter_ids().eq([me]) {
+            return;
+        }
+        let grown = crate::raft::grow(&raft, &closing, &members).await;
+        drop(raft);
+        match grown {
+            Ok(()) => tracing::info!(members = ?members.keys().collect::<Vec<_>>(), "the group has grown"),
+            Err(error) => tracing::warn!(error, "the group cannot grow into the configured members yet"),
+        }
+        if !backoff.wait(&closing).await {
+            return;
+        }
+    }
+}
+
+/// Asks the others now and then whether they know this node for what it is.
+async fn greetings(peers: Peers, closing: CancellationToken) {
+    let mut ticker = heartbeat::every_spread(GREETINGS, &closing);
+    while ticker.tick().await {
+        join_all(peers.others().into_iter().map(|id| admission::greet(&peers, id))).await;
+    }
+}
+
+/// Keeps the moment of the last contact with a majority, and silences a leader that gets no answers: its messages alone would keep the
+/// others from electing one that does. It speaks again once a majority answers greetings (which keep nobody from anything), or once
+/// another one leads.
+async fn quorum(inner: Weak<Inner>, peers: Peers, period: Duration, lease: Duration, closing: CancellationToken) {
+    let mut ticker = heartbeat::every(period, &closing);
+    let shared = peers.shared.clone();
+    let (mut silent, mut led) = (false, false);
+    while ticker.tick().await {
+        let (leads, voters) = {
+            let Some(inner) = inner.upgrade() else { return };
+            let metrics = inner.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let leads = metrics.current_leader == Some(peers.node_id());
+            let voters: Vec<u64> = metrics.membership_config.membership().voter_ids().collect();
+            if voters == [peers.node_id()] {
+                shared.contact.seen_ago(Duration::ZERO); // alone, it is the majority
+            } else if leads && let Some(at) = &metrics.last_quorum_acked {
+                shared.contact.seen_ago(at.elapsed());
+            }
+            (leads, voters)
+        };
+        if leads && !led {
+            // A majority has just elected it.
+            shared.contact.seen_ago(Duration::ZERO);
+        }
+        led = leads;
+        if !leads {
+            if silent {
+                tracing::info!("another member leads: this node speaks again");
+            }
+            silent = false;
+            shared.replaced.store(false, Ordering::Release);
+        } else if shared.replaced.load(Ordering::Acquire) {
+            silent = true;
+        } else if silent {
+            let others = voters.iter().filter(|id| **id != peers.node_id());
+            let greetings = join_all(others.map(|id| admission::greet(&peers, *id))).await;
+            let answered = greetings.iter().filter(|greeting| greeting.is_ok()).count();
+            silent = (answered + 1) * 2 <= voters.len();
+            if !silent {
+                tracing::info!("a majority answers: this leader speaks again");
+            }
+        } else if shared.contact.now().age() > lease * SILENT_AFTER {
+            tracing::warn!("no majority answers this leader: it falls silent, so that the others can elect another one");
+            silent = true;
+        }
+        shared.muted.store(silent, Ordering::Release);
     }
 }

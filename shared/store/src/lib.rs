@@ -1,9 +1,10 @@
 //! The replicated store: Raft, log, snapshots and cache around the pure state of `ursa-state`.
-//! In: changesets, proposed on any node that leads. Out: views, everywhere.
+//! In: changesets, proposed on any node. Out: views, everywhere.
 //! Invariants: an acknowledged changeset survives kill -9 and the loss of power of all nodes at once; damage is named and never
 //! guessed over; only this crate knows openraft and sled.
 //!
 //! - [`store`]: opening, proposing, reading. - [`log`]: the journal on disk. - [`snapshot`]: files of the whole state.
+//! - [`net`]: the other nodes of the group, over gRPC and mutual TLS.
 //! - [`cache`]: what can be rebuilt, in sled. - [`disk`]: the I/O underneath, real and simulated. - [`codec`]: what bytes mean.
 //!
 //! ```no_run
@@ -23,6 +24,7 @@ mod error;
 mod folder;
 mod keeper;
 pub mod log;
+pub mod net;
 mod raft;
 pub mod snapshot;
 pub mod store;
@@ -32,5 +34,6 @@ pub mod testing;
 mod tests;
 
 pub use error::{Error, OpenError};
+pub use net::{ClusterConfig, NodeTls, PeerNode, PeerStatus, Peers, QuorumContact, Refusal};
 pub use raft::Timings;
 pub use store::{FirstStart, Role, Store, StoreConfig, StoreStatus};

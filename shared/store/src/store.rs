@@ -2,35 +2,40 @@
 //! In: changesets. Out: what became of them, views.
 //! Invariants: a changeset that was acknowledged survives the loss of power of all nodes; whoever got an answer finds its effect in
 //! [`Store::view`] of this node; nothing here assumes that the group has one member.
+mod cluster;
+mod submit;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use openraft::ServerState;
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError};
-use openraft::{ReadPolicy, ServerState};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use ursa_runtime::CancellationToken;
 use ursa_runtime::error::Chain;
 use ursa_runtime::lease::{self, Deadline};
-use ursa_runtime::tasks::Tasks;
-use ursa_state::{Applied, Changeset, Command, HistoryId, Revision, View};
+use ursa_runtime::tasks::{OnExit, Tasks};
+use ursa_state::{Command, HistoryId, Revision, View};
 
 use crate::cache::Cache;
-use crate::codec::{Peer, Proposal};
+use crate::codec::Peer;
 use crate::disk::Disk;
 use crate::error::{Error, OpenError};
 use crate::folder::Folder;
-use crate::log::{self, Log};
-use crate::raft::{self, Entries, Entry, Machine, Raft, Timings, TypeConfig};
+use crate::log::{self, EntryId, Log};
+use crate::net::known::Known;
+use crate::net::{ClusterConfig, Contact, PeerStatus, Peers, QuorumContact};
+use crate::raft::{self, Entries, Entry, Machine, Raft, Timings};
 use crate::snapshot::Snapshots;
 
 /// What a node without any data does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FirstStart {
-    /// It founds a group of which it is the only member.
+    /// It founds a group: of the configured members, or of itself alone.
     #[default]
     Found,
     /// It waits until a group adds it.
@@ -44,8 +49,8 @@ pub struct StoreConfig {
     pub data_dir: PathBuf,
     /// Unique in the group, for ever: never given again to a node that starts empty.
     pub node_id: u64,
-    /// Where the other members reach this node, `host:port`. Default empty: there are none.
-    pub address: String,
+    /// The group it belongs to. Default `None`: a group of one.
+    pub cluster: Option<ClusterConfig>,
     /// Default: [`FirstStart::Found`].
     pub first_start: FirstStart,
     /// Periods of the group and between snapshots.
@@ -58,8 +63,8 @@ pub struct StoreConfig {
     pub propose_timeout: Duration,
     /// Longest wait for a read barrier. Default 5 s.
     pub read_timeout: Duration,
-    /// Longest wait at open until everything that was stored here is applied. Default 60 s; after that the store opens all the same,
-    /// with the view it has (the others may be away), and [`StoreStatus::recovered`] says so.
+    /// Longest wait at open until everything that was stored here is applied, in a group of one. Default 60 s. With other members the
+    /// store opens at once, with the view it has: see [`Store::wait_recovered`].
     pub recovery_timeout: Duration,
 }
 
@@ -69,7 +74,7 @@ impl StoreConfig {
         Self {
             data_dir: data_dir.into(),
             node_id,
-            address: String::new(),
+            cluster: None,
             first_start: FirstStart::default(),
             timings: Timings::default(),
             log: log::Options::default(),
@@ -94,7 +99,7 @@ pub enum Role {
 }
 
 /// A picture of the node for status pages and metrics.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct StoreStatus {
     pub node_id: u64,
     pub role: Role,
@@ -111,6 +116,14 @@ pub struct StoreStatus {
     pub purged: Option<u64>,
     /// Everything that this node had stored before its start is applied.
     pub recovered: bool,
+    /// This node has taken its place in the group; before that it neither votes nor counts.
+    pub admitted: bool,
+    /// A majority was in contact with this node within the last lease.
+    pub quorum: bool,
+    /// How long ago it last was.
+    pub quorum_age: Duration,
+    /// The other members as this node sees them.
+    pub peers: BTreeMap<u64, PeerStatus>,
 }
 
 /// Handle to the store; clones share it.
@@ -120,13 +133,20 @@ pub struct Store {
 }
 
 pub(crate) struct Inner {
-    config: StoreConfig,
+    pub(crate) config: StoreConfig,
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) folder: Arc<Mutex<Folder>>,
     pub(crate) raft: Raft,
     pub(crate) log: Log<Entry>,
     pub(crate) snapshots: Arc<Snapshots>,
     views: watch::Receiver<View>,
+    applied: watch::Receiver<Option<EntryId>>,
+    /// `None` in a group of one.
+    pub(crate) peers: Option<Peers>,
+    pub(crate) leader: watch::Sender<Option<u64>>,
+    contact: watch::Receiver<QuorumContact>,
     pub(crate) cache: Option<Cache>,
-    recovered: AtomicBool,
+    recovered: watch::Sender<bool>,
     /// Cancelled by [`Store::shutdown`].
     pub(crate) closing: CancellationToken,
     /// Told when a call found the core dead.
@@ -149,6 +169,7 @@ impl std::fmt::Debug for Store {
 /// What is on disk, checked.
 struct Stored {
     folder: Folder,
+    known: Known,
     log: Log<Entry>,
     snapshots: Arc<Snapshots>,
     machine: Machine,
@@ -156,12 +177,14 @@ struct Stored {
 
 fn open_stored(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Stored, OpenError> {
     let (folder, lock) = Folder::open(disk.clone(), &config.data_dir, config.node_id)?;
+    let known = Known::open(disk.clone(), folder.part("peers.json"), folder.held())?;
     let (snapshots, loaded, mut damaged) = Snapshots::open(disk.clone(), &folder.part("snapshots"))?;
     let guard = lock.map(|lock| Box::new(lock) as log::Guard);
     let log: Log<Entry> = Log::open(disk.clone(), &folder.part("log"), config.log, guard)?;
     let state = log.state();
-    // Whoever has a history has voted.
-    if state.vote.is_none() && (folder.is_used() || loaded.is_some()) {
+    // Whoever has a history has voted, and whoever took part in founding the group knows its members.
+    let founder = folder.is_founder() && state.last.is_none();
+    if state.vote.is_none() && (folder.is_used() || loaded.is_some() || founder) {
         return Err(OpenError::LogLost {
             dir: config.data_dir.clone(),
             log: folder.part("log"),
@@ -180,6 +203,7 @@ fn open_stored(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Stored, Ope
     let machine = Machine::new(disk.clone(), snapshots.clone(), loaded).map_err(OpenError::Start)?;
     Ok(Stored {
         folder,
+        known,
         log,
         snapshots,
         machine,
@@ -187,12 +211,15 @@ fn open_stored(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Stored, Ope
 }
 
 impl Store {
-    /// Opens the store, making it on first start, and waits until what was stored here is applied. In a group of one it leads on return.
-    /// `tasks` owns what runs beside it; a disk that fails stops the process through it.
+    /// Opens the store, making it on first start. In a group of one it waits until what was stored here is applied, and leads on return.
+    /// With other members it returns at once: serve its calls next ([`Store::serve_peers`]), for the others wait for them.
+    /// `tasks` owns what runs beside it; a disk that fails stops the process through it, and so does a group that knows this node with
+    /// another data folder.
     ///
     /// # Errors
     /// See [`OpenError`]; nothing that was acknowledged is given up silently.
     pub async fn open(config: StoreConfig, disk: Arc<dyn Disk>, tasks: &Tasks) -> Result<Self, OpenError> {
+        let identity = cluster::identity(&config)?;
         let (at, on) = (config.clone(), disk.clone());
         let stored = if disk.waits() {
             tokio::task::spawn_blocking(move || open_stored(&at, &on))
@@ -203,51 +230,59 @@ impl Store {
         };
         let Stored {
             folder,
+            known,
             log,
             snapshots,
             machine,
         } = stored;
-        let views = machine.subscribe();
-        let started = raft::start(
-            config.node_id,
-            &config.timings,
-            Entries::new(log.clone()),
-            machine,
-            raft::network::Factory,
-        )
-        .await;
+        let (views, applied) = (machine.subscribe(), machine.applied());
+        let peers = identity.map(|identity| cluster::peers(&config, identity, &folder, known, views.borrow().history_id()));
+        let (leader, contact) = match &peers {
+            Some(peers) => (peers.shared.leader.clone(), peers.shared.contact.subscribe()),
+            None => (watch::Sender::new(None), Contact::new(true).subscribe()),
+        };
+        let entries = Entries::new(log.clone());
+        let started = raft::start(config.node_id, &config.timings, entries, machine, peers.clone()).await;
         let raft = started.map_err(|error| OpenError::Start(Chain(&error).to_string()))?;
         let cache = Cache::open(&*disk, &folder.part("cache"), views.clone());
         let store = Self {
             inner: Arc::new(Inner {
                 config,
+                disk,
+                folder: Arc::new(Mutex::new(folder)),
                 raft,
                 log,
                 snapshots,
                 views,
+                applied,
+                peers,
+                leader,
+                contact,
                 cache,
-                recovered: AtomicBool::new(false),
+                recovered: watch::Sender::new(false),
                 closing: CancellationToken::new(),
                 fatal: Arc::new(Notify::new()),
                 closed: tokio::sync::Mutex::new(false),
             }),
         };
-        store.form_group().await?;
-        store.recover(&*disk, folder).await?;
+        match &store.inner.peers {
+            None => {
+                store.form_alone().await?;
+                store.recover_alone().await?;
+            }
+            Some(peers) => store.join_group(peers, tasks),
+        }
         crate::keeper::spawn(&store, tasks);
         Ok(store)
     }
 
     /// Founds the group if there is none, and takes the lead of a group of one: there is nobody to wait for.
-    async fn form_group(&self) -> Result<(), OpenError> {
+    async fn form_alone(&self) -> Result<(), OpenError> {
         let Inner { raft, config, .. } = &*self.inner;
         let failed = |error: &(dyn std::error::Error + 'static)| OpenError::Start(Chain(error).to_string());
         let is_member = raft.is_initialized().await.map_err(|error| failed(&error))?;
         if !is_member && config.first_start == FirstStart::Found {
-            let peer = Peer {
-                address: config.address.clone(),
-            };
-            raft.initialize(BTreeMap::from([(config.node_id, peer)]))
+            raft.initialize(BTreeMap::from([(config.node_id, Peer::default())]))
                 .await
                 .map_err(|error| failed(&error))?;
         }
@@ -257,114 +292,115 @@ impl Store {
         Ok(())
     }
 
-    async fn recover(&self, disk: &dyn Disk, mut folder: Folder) -> Result<(), OpenError> {
+    async fn recover_alone(&self) -> Result<(), OpenError> {
         let Inner { raft, config, .. } = &*self.inner;
         let sole = raft.voter_ids().eq([config.node_id]);
         if config.first_start == FirstStart::WaitToBeAdded && raft.voter_ids().next().is_none() {
             return Ok(());
         }
         match raft.wait_for_recovery(Some(config.recovery_timeout)).await {
-            Ok(_) => self.inner.recovered.store(true, Ordering::Release),
+            Ok(_) => {
+                self.inner.recovered.send_replace(true);
+            }
             Err(error) if sole => {
                 return Err(OpenError::Start(format!(
                     "recovery: {}",
                     self.why_stopped().unwrap_or(error.to_string())
                 )));
             }
-            Err(error) => tracing::warn!(%error, "not recovered in time: the others do not answer, this node goes on with what it has"),
+            Err(error) => tracing::warn!(
+                %error,
+                "not recovered: the log names other members, but no cluster is configured; this node goes on with what it has"
+            ),
         }
         if self.view().history_id() == HistoryId::default() && raft.is_leader() {
-            let history = HistoryId(uuid::Uuid::new_v4().as_u128());
-            self.submit(&Command::Init { history })
-                .await
-                .map_err(|error| OpenError::Start(error.to_string()))?;
-            tracing::info!(%history, "a new history begins");
+            self.begin_history().await.map_err(|error| OpenError::Start(error.to_string()))?;
         }
-        let history = self.view().history_id();
-        if history != HistoryId::default() {
-            let path = folder.part("node.json");
-            let noted = crate::disk::run(disk, move || folder.used_for(history)).await;
-            noted.map_err(|source| OpenError::Io {
-                action: "write",
-                path,
-                source,
-            })?;
-        }
+        self.note_history().await
+    }
+
+    /// Gives what is stored its name. Nothing happens if it has one by then.
+    pub(crate) async fn begin_history(&self) -> Result<(), Error> {
+        let history = HistoryId(uuid::Uuid::new_v4().as_u128());
+        self.submit(&Command::Init { history }).await?;
+        tracing::info!(history = %self.view().history_id(), "a new history begins");
         Ok(())
     }
 
-    /// Proposes a changeset. When it returns, the set is committed and applied here. Concurrent proposals share a sync.
-    /// Cancel-safe as far as the store is concerned; a dropped call's outcome is unknown to its caller.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn propose(&self, set: Changeset) -> Result<Applied, Error> {
-        let applied = self.submit(&Command::Change(set)).await?;
-        match applied.rejected {
-            Some((op, reason)) => Err(Error::Rejected {
-                op,
-                reason,
-                revision: applied.revision,
-            }),
-            None => Ok(applied),
+    /// Writes the history, if there is one, where it is found before anything else is read.
+    pub(crate) async fn note_history(&self) -> Result<(), OpenError> {
+        let history = self.view().history_id();
+        if history == HistoryId::default() {
+            return Ok(());
         }
+        if let Some(peers) = &self.inner.peers {
+            *peers.shared.history.write() = Some(history);
+        }
+        let folder = self.inner.folder.clone();
+        let path = folder.lock().part("node.json");
+        let noted = crate::disk::run(&*self.inner.disk, move || folder.lock().used_for(history)).await;
+        noted.map_err(|source| OpenError::Io {
+            action: "write",
+            path,
+            source,
+        })
     }
 
-    /// Forgets history below `floor`, on all nodes.
-    ///
-    /// # Errors
-    /// As [`Store::propose`].
-    pub async fn compact(&self, floor: Revision) -> Result<Applied, Error> {
-        self.submit(&Command::Compact { floor }).await
-    }
-
-    async fn submit(&self, command: &Command) -> Result<Applied, Error> {
-        let Inner { raft, config, .. } = &*self.inner;
-        let proposal = Proposal::new(command).map_err(|error| Error::Invalid(error.to_string()))?;
-        let (bytes, limit) = (proposal.size(), config.max_changeset_bytes);
-        if bytes > limit {
-            return Err(Error::TooLarge { bytes, limit });
-        }
-        if let Some(why) = self.why_stopped() {
-            return Err(Error::Stopped(why));
-        }
-        let answer = match lease::within(config.propose_timeout, raft.client_write(proposal)).await {
-            Ok(answer) => answer,
-            Err(expired) => return Err(Error::Unknown(expired.to_string())),
-        };
-        match answer {
-            Ok(answer) => answer
-                .data
-                .ok_or_else(|| Error::Unknown("applied, but without a result".to_owned())),
-            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => Err(not_leader(to)),
-            Err(RaftError::APIError(error @ (ClientWriteError::LogEntryDiscarded(_) | ClientWriteError::ChangeMembershipError(_)))) => {
-                Err(Error::Unknown(error.to_string()))
+    /// Runs beside the store what waits for the other members.
+    fn join_group(&self, peers: &Peers, tasks: &Tasks) {
+        let inner = &self.inner;
+        let Some(cluster) = &inner.config.cluster else { return };
+        let (weak, closing) = (Arc::downgrade(inner), inner.closing.clone());
+        if !peers.shared.admitted.load(Ordering::Acquire) {
+            let (peers, members, owner, closing) = (peers.clone(), cluster.members.clone(), tasks.clone(), closing.clone());
+            let weak = weak.clone();
+            tasks.spawn("store-admission", OnExit::Ignore, |cancel| {
+                let work = crate::net::admission::run(weak, peers, members, owner, cancel.clone());
+                crate::keeper::until(cancel, closing, work)
+            });
+        } else {
+            let voters: Vec<u64> = inner.raft.voter_ids().collect();
+            if !voters.is_empty() && !voters.iter().eq(cluster.members.keys()) {
+                tracing::warn!(
+                    group = ?voters,
+                    configured = ?cluster.members.keys().collect::<Vec<_>>(),
+                    "the configured members are not those of the group; the group's own list counts"
+                );
             }
-            Err(RaftError::APIError(ClientWriteError::PreconditionFailed(error))) => Err(Error::Unavailable(error.to_string())),
-            // It may have been on its way.
-            Err(RaftError::Fatal(fatal)) => Err(Error::Unknown(self.died(&fatal))),
         }
+        let mut metrics = inner.raft.metrics();
+        tasks.spawn("store-recovery", OnExit::Ignore, |cancel| {
+            let recovery = async move {
+                // As `wait_for_recovery`, but without keeping the core alive.
+                loop {
+                    let (reached, target) = {
+                        let now = metrics.borrow_watched();
+                        let committed = now.cluster_committed.as_ref().map(|id| id.index);
+                        (committed.is_some() && committed >= now.last_log_index, committed)
+                    };
+                    if reached {
+                        let Some(store) = weak.upgrade().map(Store::from) else { return };
+                        let mut applied = store.inner.applied.clone();
+                        drop(store);
+                        if applied.wait_for(|applied| applied.map(|id| id.index) >= target).await.is_ok()
+                            && let Some(inner) = weak.upgrade()
+                        {
+                            inner.recovered.send_replace(true);
+                        }
+                        return;
+                    }
+                    if metrics.changed().await.is_err() {
+                        return;
+                    }
+                }
+            };
+            crate::keeper::until(cancel, closing, recovery)
+        });
     }
 
     /// The newest view here. It may be behind the group; its revision tells how far.
     pub fn view(&self) -> View {
         self.inner.views.borrow().clone()
-    }
-
-    /// A view that holds everything that was acknowledged anywhere before this call.
-    ///
-    /// # Errors
-    /// [`Error::NotLeader`], [`Error::Unavailable`] without a quorum, [`Error::Stopped`].
-    pub async fn read(&self) -> Result<View, Error> {
-        let Inner { raft, config, .. } = &*self.inner;
-        // Read index, not the leader's lease: a lease trusts the clocks, and a group of one pays nothing for this.
-        let barrier = lease::within(config.read_timeout, raft.ensure_linearizable(ReadPolicy::ReadIndex)).await;
-        match barrier.map_err(|expired| Error::Unavailable(expired.to_string()))? {
-            Ok(_) => Ok(self.view()),
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => Err(not_leader(to)),
-            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(error))) => Err(Error::Unavailable(error.to_string())),
-            Err(RaftError::Fatal(fatal)) => Err(Error::Stopped(self.died(&fatal))),
-        }
     }
 
     /// The newest view, as it changes. Intermediate ones are skipped if the receiver is slow.
@@ -394,7 +430,9 @@ impl Store {
     /// See [`StoreStatus`].
     pub fn status(&self) -> StoreStatus {
         let metrics = self.inner.raft.metrics().borrow_watched().clone();
-        let view = self.inner.views.borrow();
+        let view = self.view();
+        let contact = *self.inner.contact.borrow();
+        let peers = self.inner.peers.as_ref();
         let role = match (&metrics.running_state, metrics.state) {
             (Err(_), _) | (_, ServerState::Shutdown) => Role::Stopped,
             (Ok(()), ServerState::Leader) => Role::Leader,
@@ -407,20 +445,30 @@ impl Store {
             role,
             term: metrics.current_term,
             leader: metrics.current_leader,
-            members: metrics
-                .membership_config
-                .membership()
-                .nodes()
-                .map(|(id, peer)| (*id, peer.address.clone()))
-                .collect(),
+            members: self.members_of(metrics.membership_config.membership().nodes()),
             history: view.history_id(),
             revision: view.revision(),
             last_log: metrics.last_log_index,
-            applied: metrics.last_applied.map(|id| id.index),
+            applied: self.inner.applied.borrow().map(|id| id.index),
             snapshot: metrics.snapshot.map(|id| id.index),
             purged: metrics.purged.map(|id| id.index),
-            recovered: self.inner.recovered.load(Ordering::Acquire),
+            recovered: *self.inner.recovered.borrow(),
+            admitted: peers.is_none_or(|peers| peers.shared.admitted.load(Ordering::Acquire)),
+            quorum: contact.age() <= raft::lease(&self.inner.config.timings),
+            quorum_age: contact.age(),
+            peers: peers.map(Peers::status).unwrap_or_default(),
         }
+    }
+
+    /// Ids with addresses: the configured ones, else those in the log.
+    fn members_of<'a>(&self, nodes: impl Iterator<Item = (&'a u64, &'a Peer)>) -> BTreeMap<u64, String> {
+        let configured = self.inner.config.cluster.as_ref().map(|cluster| &cluster.members);
+        nodes
+            .map(|(id, peer)| {
+                let address = configured.and_then(|members| members.get(id)).unwrap_or(&peer.address);
+                (*id, address.clone())
+            })
+            .collect()
     }
 
     /// What can be read key by key without a view; `None` where there are no files to keep it in.
@@ -475,23 +523,14 @@ impl Store {
         if self.inner.closing.is_cancelled() {
             return Some("it was closed".to_owned());
         }
+        if let Some(refusal) = self.inner.peers.as_ref().and_then(Peers::disowned) {
+            return Some(refusal.to_string());
+        }
         if let Some(failure) = &*self.inner.log.failure().borrow() {
             return Some(failure.to_string());
         }
         let metrics = self.inner.raft.metrics();
         let running = metrics.borrow_watched().running_state.clone();
         running.err().map(|fatal| Chain(&fatal).to_string())
-    }
-
-    fn died(&self, fatal: &Fatal<TypeConfig>) -> String {
-        self.inner.fatal.notify_one();
-        self.why_stopped().unwrap_or_else(|| Chain(fatal).to_string())
-    }
-}
-
-fn not_leader(to: ForwardToLeader<TypeConfig>) -> Error {
-    Error::NotLeader {
-        leader: to.leader_id,
-        address: to.leader_node.map(|peer| peer.address).unwrap_or_default(),
     }
 }

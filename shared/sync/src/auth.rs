@@ -1,18 +1,16 @@
 //! Who may be a zone: a zone token, checked against the keys in the store.
 //! In: the newest view, a token. Out: yes, or why not. Invariant: a token names exactly one zone; absent scope means `cp`.
-//! Source: api.md 4.3 (GlobalSecrets `zone-token-signing-key-<N>`, `zone-token-revocations`), facts.md F17.
+//! Source: api.md 4.3, facts.md F17. Not here: which secrets hold keys and revocations ([`ursa_pki::token::stored`]).
 
 use time::OffsetDateTime;
 use tokio::sync::watch;
-use ursa_model::{Kind, ResourceKey, ZoneName, kind::secret::Secret};
-use ursa_pki::token::{self, KeySet, Revocations, VerifyingKey, ZoneClaims};
+use ursa_model::{Kind, Resource, ZoneName, kind::secret::Secret};
+pub use ursa_pki::token::stored::ZONE_KEY_PREFIX as SIGNING_KEY_PREFIX;
+use ursa_pki::token::{self, Family, Known, ZoneClaims};
 use ursa_state::View;
 
 use crate::ports::{Denied, ZoneAuth};
 
-/// Names of the signing keys begin with this.
-pub const SIGNING_KEY_PREFIX: &str = "zone-token-signing-key";
-const REVOCATIONS: &str = "zone-token-revocations";
 /// Scope of a token by which a zone control plane may connect.
 const SCOPE: &str = "cp";
 
@@ -36,35 +34,19 @@ impl TokenAuth {
     }
 }
 
-/// Verifying keys by key id: the number at the end of the name, `0` where there is none.
-fn keys(view: &View) -> KeySet {
-    let mut keys = KeySet::new();
-    for secret in view.list(Kind::GlobalSecret) {
-        let Some(rest) = secret.name().strip_prefix(SIGNING_KEY_PREFIX) else {
-            continue;
-        };
-        let id = match rest.strip_prefix('-') {
-            Some(id) => id,
-            None if rest.is_empty() => "0",
-            None => continue,
-        };
-        let Some(pem) = secret.spec::<Secret>().ok().and_then(|s| s.bytes()) else {
-            continue;
-        };
-        match VerifyingKey::parse(&pem) {
-            Ok(key) => keys.insert(id, key),
-            Err(error) => tracing::warn!(secret = secret.name(), %error, "not a signing key"),
-        }
+/// Keys and revocations of zone tokens.
+fn known(view: &View) -> Known {
+    let family = Family::zone();
+    let content = |secret: &Resource| secret.spec::<Secret>().ok().and_then(|s| s.bytes()).unwrap_or_default();
+    let known = family.read(
+        view.list(Kind::GlobalSecret)
+            .filter(|s| family.purpose(s.name()).is_some())
+            .map(|s| (s.name(), content(s))),
+    );
+    for (secret, error) in &known.unreadable {
+        tracing::warn!(secret, %error, "zone tokens signed with this key are refused: it cannot be read");
     }
-    keys
-}
-
-fn revocations(view: &View) -> Revocations {
-    let text = ResourceKey::new(Kind::GlobalSecret, "", REVOCATIONS)
-        .ok()
-        .and_then(|key| view.get(&key)?.spec::<Secret>().ok()?.text())
-        .unwrap_or_default();
-    Revocations::parse(&text)
+    known
 }
 
 impl ZoneAuth for TokenAuth {
@@ -73,7 +55,8 @@ impl ZoneAuth for TokenAuth {
             return if self.required { Err(Denied::Missing) } else { Ok(()) };
         };
         let view = self.views.borrow().clone();
-        let valid = token::validate::<ZoneClaims>(token, &keys(&view), &revocations(&view), OffsetDateTime::now_utc())
+        let known = known(&view);
+        let valid = token::validate::<ZoneClaims>(token, &known.keys, &known.revoked, OffsetDateTime::now_utc())
             .map_err(|error| Denied::Invalid(error.to_string()))?;
         if valid.claims.zone != zone.as_str() {
             return Err(Denied::OtherZone {

@@ -6,14 +6,21 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Bound,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use rpds::RedBlackTreeMapSync;
 use ursa_model::{Kind, ResourceKey, kind::Tier};
-use ursa_state::{Catalog, GlobalRevision};
+use ursa_state::{Catalog, GlobalRevision, Revision};
 
-use crate::mapping::{Class, Context, Entry, Problem, map, trust::Bindings};
+use crate::{
+    digest::Sum,
+    mapping::{Class, Context, Entry, Problem, Recipient, map, trust::Bindings},
+    peer::Features,
+};
 
 /// Changes remembered. A stream that is further behind compares two pictures instead, which is slower and gives the same.
 const MAX_LOG: usize = 4096;
@@ -21,12 +28,18 @@ const MAX_LOG: usize = 4096;
 /// A kind and the name on the wire. Ordered so that a range holds one kind.
 pub type WireKey = (Kind, Arc<str>);
 
+/// What decides who sees an entry: its kind, the zone that it comes from, the features that it needs.
+type Audience = (Kind, Option<Arc<str>>, Features);
+
 /// See the module's text. Cloning is cheap.
 #[derive(Clone, Debug, Default)]
 pub struct Distribution {
+    /// Names the distributor: sequences of different ones have nothing to do with each other.
+    lineage: u64,
     at: GlobalRevision,
     sequence: u64,
     entries: RedBlackTreeMapSync<WireKey, Arc<Entry>>,
+    sums: RedBlackTreeMapSync<Audience, Sum>,
     log: RedBlackTreeMapSync<u64, Arc<[WireKey]>>,
     /// Changes up to and including this sequence are forgotten.
     floor: u64,
@@ -55,13 +68,45 @@ impl Distribution {
             .take_while(move |((k, _), _)| *k == kind)
     }
 
-    /// Names of a kind that may differ between `older` and this picture of the same distributor. Exact where the log reaches.
+    /// Sum of what a peer of the class sees of a kind; `None` when some of it will be refused.
+    pub fn sum(&self, kind: Kind, recipient: &Recipient) -> Option<crate::digest::Hash> {
+        let start: Audience = (kind, None, Features::default());
+        let of_kind = self
+            .sums
+            .range((Bound::Included(start), Bound::Unbounded))
+            .take_while(|((k, ..), _)| *k == kind);
+        let seen = of_kind.filter(|((_, from, needs), _)| recipient.sees_those(*needs, from.as_ref()));
+        seen.fold(Sum::default(), |all, (_, sum)| all.plus(*sum)).known()
+    }
+
+    fn set(&mut self, wire: &WireKey, entry: Option<Arc<Entry>>) {
+        let audience = |e: &Entry| (wire.0, e.from.clone(), e.needs);
+        if let Some(old) = self.entries.get(wire).cloned() {
+            let mut sum = self.sums.get(&audience(&old)).copied().unwrap_or_default();
+            sum.remove(old.hash);
+            self.sums.insert_mut(audience(&old), sum);
+        }
+        match entry {
+            Some(new) => {
+                let mut sum = self.sums.get(&audience(&new)).copied().unwrap_or_default();
+                sum.add(new.hash);
+                self.sums.insert_mut(audience(&new), sum);
+                self.entries.insert_mut(wire.clone(), new);
+            }
+            None => {
+                self.entries.remove_mut(wire);
+            }
+        }
+    }
+
+    /// Names of a kind that may differ between `older` and this picture. Exact where the log of one distributor reaches.
     pub fn changed_since(&self, older: &Self, kind: Kind) -> BTreeSet<Arc<str>> {
-        if older.sequence == self.sequence {
+        let related = older.lineage == self.lineage;
+        if related && older.sequence == self.sequence {
             return BTreeSet::new();
         }
         let of_kind = |(k, name): &WireKey| (*k == kind).then(|| name.clone());
-        if older.sequence >= self.floor && older.sequence < self.sequence {
+        if related && older.sequence >= self.floor && older.sequence < self.sequence {
             let later = self.log.range((Bound::Excluded(older.sequence), Bound::Unbounded));
             return later.flat_map(|(_, keys)| keys.iter()).filter_map(of_kind).collect();
         }
@@ -70,8 +115,15 @@ impl Distribution {
     }
 }
 
+/// Numbers distributors within the process.
+static LINEAGES: AtomicU64 = AtomicU64::new(1);
+
+fn lineage() -> u64 {
+    LINEAGES.fetch_add(1, Ordering::Relaxed)
+}
+
 /// Keeps the distribution of one class up to date.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Distributor {
     class: Class,
     catalog: Option<Catalog>,
@@ -93,7 +145,10 @@ impl Distributor {
             by_source: BTreeMap::new(),
             waiting: BTreeMap::new(),
             problems: BTreeMap::new(),
-            current: Distribution::default(),
+            current: Distribution {
+                lineage: lineage(),
+                ..Distribution::default()
+            },
         }
     }
 
@@ -110,6 +165,47 @@ impl Distributor {
     /// Takes a newer catalog up. Costs what changed, not what there is.
     pub fn update(&mut self, catalog: Catalog) -> Distribution {
         let suspects = self.suspects(&catalog);
+        self.take(catalog, suspects)
+    }
+
+    /// The picture at an earlier revision of the same history, as it was shown then; the observed tier as it is now. `None` when the
+    /// changes since are no longer kept, or are so many that sending everything is better. Costs what changed since, and a copy of the
+    /// index.
+    pub fn at(&self, at: GlobalRevision, max_changes: usize) -> Option<Distribution> {
+        let catalog = self.catalog.as_ref()?;
+        let newest = catalog.durable.at_global();
+        if at.history != newest.history || at.revision > newest.revision {
+            return None;
+        }
+        if at.revision == newest.revision {
+            return Some(self.current.clone());
+        }
+        let keys = self.changed_keys(catalog, at.revision)?;
+        if keys.len() > max_changes {
+            return None;
+        }
+        let durable = catalog.durable.at(at.revision).ok()?;
+        let older = Catalog {
+            durable,
+            ..catalog.clone()
+        };
+        let mut back = self.clone();
+        back.current.lineage = lineage();
+        let mut suspects = keys;
+        back.add_dependants(&mut suspects, catalog);
+        back.add_dependants(&mut suspects, &older);
+        suspects.retain(|key| back.class.sends(key.kind()));
+        Some(back.take(older, suspects))
+    }
+
+    /// Keys that changed after `revision`; `None` when that is no longer kept.
+    fn changed_keys(&self, newer: &Catalog, revision: Revision) -> Option<BTreeSet<ResourceKey>> {
+        let changes = newer.durable.changes_since(revision).ok()?;
+        Some(changes.flat_map(|c| c.changes.iter().map(|c| c.key.clone())).collect())
+    }
+
+    /// Maps these keys anew, from this catalog.
+    fn take(&mut self, catalog: Catalog, suspects: BTreeSet<ResourceKey>) -> Distribution {
         if suspects.iter().any(|key| key.kind() == Kind::MeshTrust) || self.catalog.is_none() {
             self.trust = Bindings::of(&catalog);
         }
@@ -162,11 +258,9 @@ impl Distributor {
         if old.durable.history_id() != new.durable.history_id() || new.durable.revision() < old.durable.revision() {
             return self.everything(new);
         }
-        let mut out = BTreeSet::new();
-        match new.durable.changes_since(old.durable.revision()) {
-            Ok(changes) => out.extend(changes.flat_map(|c| c.changes.iter().map(|c| c.key.clone()))),
-            Err(_) => return self.everything(new),
-        }
+        let Some(mut out) = self.changed_keys(new, old.durable.revision()) else {
+            return self.everything(new);
+        };
         if old.observed.sequence() != new.observed.sequence() {
             for kind in self.class.kinds().filter(|k| new.role.tier(*k) == Tier::Observed) {
                 let seen = old.observed.sequence();
@@ -222,11 +316,8 @@ impl Distributor {
         if let Some(old) = old {
             let wire: WireKey = (kind, old.name.clone());
             if self.current.entries.get(&wire).is_some_and(|e| e.source == source) {
-                self.current.entries.remove_mut(&wire);
                 let next = self.waiting.get_mut(&wire).and_then(BTreeMap::pop_first);
-                if let Some((_, next)) = next {
-                    self.current.entries.insert_mut(wire.clone(), next);
-                }
+                self.current.set(&wire, next.map(|(_, next)| next));
                 touched.insert(wire.clone());
             } else if let Some(waiting) = self.waiting.get_mut(&wire) {
                 waiting.remove(&source);
@@ -247,7 +338,7 @@ impl Distributor {
                 if let Some(holder) = holder {
                     self.waiting.entry(wire.clone()).or_default().insert(holder.source.clone(), holder);
                 }
-                self.current.entries.insert_mut(wire.clone(), entry);
+                self.current.set(&wire, Some(entry));
                 touched.insert(wire);
             }
         }

@@ -7,6 +7,8 @@
 //! - [`distribution`]: everything that one class of peers may see, with what changed since when. Pure.
 //! - [`sender`], [`receiver`]: the two ends of a stream, `handle(event) -> actions`. Pure.
 //! - [`server`]: the global's gRPC services; [`client`]: a zone's connection to the global.
+//! - [`claims`]: which of several connections speaks for a zone, over all nodes of a global.
+//! - [`digest`]: whether two ends hold the same.
 //! - [`peer`]: features and classes of peers. [`ports`]: what the host gives: content, storage, authentication.
 //!
 //! Invariants: a stream's end deletes nothing; a first response is complete or not sent; a progress marker never claims a revision
@@ -14,7 +16,9 @@
 //! Source: Kuma, `pkg/kds`, `api/mesh/v1alpha1/kds.proto`.
 
 pub mod auth;
+pub mod claims;
 pub mod client;
+pub mod digest;
 pub mod distribution;
 pub mod mapping;
 pub mod metrics;
@@ -29,13 +33,22 @@ mod shell;
 mod testing;
 
 pub use auth::TokenAuth;
+pub use claims::Claims;
 pub use client::{ClientConfig, ClientParts, ClientStatus, KdsClient};
 pub use metrics::Metrics;
-pub use ports::{Denied, Sink, SinkError, Source, ZoneAuth};
-pub use server::{KdsServer, ServerConfig, ServerParts};
+pub use ports::{Alone, Denied, Quorum, Sink, SinkError, Source, ZoneAuth};
+pub use server::{Group, KdsServer, ServerConfig, ServerParts};
 
 /// `type_url` of a progress marker: "everything for you up to the revision in `system_version_info` was sent before this".
 /// Sent only to a peer that subscribed to it, which a stock peer never does.
 pub const PROGRESS_TYPE_URL: &str = "ursa.io/progress";
-/// Largest message in bytes after decompression, as Kuma's default in both directions.
+/// `type_url` of the first message on a stream that goes on where the last one ended: no first sets follow, only what changed since the
+/// revision in `system_version_info`. Sent only to a peer that asked for it ([`peer::RESUME_HEADER`]).
+pub const RESUMED_TYPE_URL: &str = "ursa.io/resumed";
+/// `type_url` of a message that says: the next response of the kind in `system_version_info` is a complete set again. Sent only to a
+/// peer that asked for a kind a second time.
+pub const FULL_SET_TYPE_URL: &str = "ursa.io/full-set";
+/// Largest message that is sent, in bytes: what a stock peer takes, as Kuma's default in both directions.
 pub const MAX_MESSAGE_BYTES: usize = 10 * 1024 * 1024;
+/// Largest message that is taken, in bytes after decompression: a stock peer may be configured to send more than its default.
+pub const MAX_DECODED_BYTES: usize = 32 * 1024 * 1024;

@@ -33,6 +33,12 @@ pub struct Metrics {
     pub resources_received: Family<KindLabel, Counter>,
     /// Removals that a peer's first response implied and that wait for an operator.
     pub held: Family<KindLabel, Gauge>,
+    /// Kinds of which an end held something else than it should, as found by the sums in markers and heartbeats.
+    pub differences: Family<KindLabel, Counter>,
+    /// Streams that went on from where the last one ended.
+    pub resumed: Counter,
+    /// First sets that were not sent because a stock peer takes no message of that size.
+    pub too_large: Family<KindLabel, Counter>,
     /// Resources that came under another zone's name and were put right.
     pub rewrites: Counter,
     /// MeshTrusts that are not passed on because their trust domain belongs to another zone.
@@ -57,6 +63,17 @@ impl Metrics {
             self.resources_received.clone(),
         );
         registry.register("kds_held_removals", "Implied removals that wait for an operator", self.held.clone());
+        registry.register(
+            "kds_differences",
+            "Kinds found to differ between two ends",
+            self.differences.clone(),
+        );
+        registry.register("kds_resumed", "Streams without first sets", self.resumed.clone());
+        registry.register(
+            "kds_too_large",
+            "First sets too large for a stock peer, not sent",
+            self.too_large.clone(),
+        );
         registry.register(
             "kds_zone_attribution_rewrites",
             "Resources sent under another zone's name",

@@ -17,6 +17,11 @@ use ursa_proto::discovery::Node;
 pub const FEATURES_HEADER: &str = "ursa-features";
 /// gRPC request metadata (zone to global) that names the process, so that a reconnect is told from a second zone of that name.
 pub const INSTANCE_HEADER: &str = "ursa-instance-id";
+/// gRPC request metadata of GlobalToZoneSync: `<history>:<revision>/<digest>`, what the zone holds of the global. Only a global that can
+/// prove that it showed exactly this at that revision goes on from there; others ignore it.
+pub const RESUME_HEADER: &str = "ursa-resume";
+/// gRPC request metadata (zone to global): decimal number of the process's session, larger for each new one, the same on all its calls.
+pub const SESSION_HEADER: &str = "ursa-session";
 /// Most features that are read from a peer.
 const MAX_FEATURES: usize = 64;
 

@@ -1,7 +1,7 @@
 //! What the host gives to this crate: content to send, a place to store, who may be a zone.
 //! In: nothing. Out: traits and one struct. Invariant: this crate owns no store and no keys.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use futures::future::BoxFuture;
 use tokio::sync::watch;
@@ -111,4 +111,22 @@ pub trait ZoneAuth: Send + Sync + 'static {
     /// # Errors
     /// [`Denied`], which the peer is told.
     fn check(&self, zone: &ZoneName, token: Option<&str>) -> Result<(), Denied>;
+}
+
+/// How this node stands in its group. A node that heard of no quorum for long does not know what is true any more.
+pub trait Quorum: Send + Sync + 'static {
+    /// How long ago this node last had contact with a quorum: as leader, since a majority answered it; otherwise since a leader that it
+    /// follows was heard. Zero where the node alone is the quorum. After a start: since the start, until there was contact. On a
+    /// monotonic clock. Must be quick: no I/O.
+    fn since_contact(&self) -> Duration;
+}
+
+/// A group of one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Alone;
+
+impl Quorum for Alone {
+    fn since_contact(&self) -> Duration {
+        Duration::ZERO
+    }
 }

@@ -9,6 +9,10 @@
 //! meanwhile is coalesced. A marker goes out also when nothing of a revision passed the filters (if the sender announces that), so the
 //! peer's applied revision moves on.
 //!
+//! Each marker also says what the peer should hold of each kind, as a sum ([`crate::digest`]); a heartbeat repeats it. A peer that holds
+//! something else asks for the type again and gets the complete set. A peer that proves to hold what it was shown at a revision goes on
+//! from there ([`Sender::resume`]).
+//!
 //! Delivered means sent, as in Kuma. What a peer refuses is remembered, by resource where it can be told: the text of the NACK names it,
 //! or the response held nothing else. Otherwise the retries split the response in halves until the refused resource is alone.
 
@@ -22,14 +26,24 @@ use ursa_proto::discovery::{ControlPlane, DeltaDiscoveryRequest, DeltaDiscoveryR
 use ursa_state::GlobalRevision;
 
 use crate::{
-    PROGRESS_TYPE_URL,
+    FULL_SET_TYPE_URL, MAX_MESSAGE_BYTES, PROGRESS_TYPE_URL, RESUMED_TYPE_URL, digest,
     distribution::Distribution,
     mapping::{Entry, Recipient},
+    peer::{Features, Peer},
     revision,
 };
 
+mod content;
+
+pub use content::Refused;
+use content::{InFlight, Limit, Next, TypeState};
+
 /// Unanswered rounds towards a peer that reports progress. More would only queue what coalesces better here.
 pub const MAX_ROUNDS: usize = 8;
+/// Bytes of resources in one response to a peer that takes a set in several: small enough that other types get through meanwhile.
+pub const CHUNK_BYTES: usize = 2 * 1024 * 1024;
+/// Bytes of resources in one response to a stock peer, which takes messages of [`MAX_MESSAGE_BYTES`].
+pub const STOCK_BYTES: usize = MAX_MESSAGE_BYTES - 64 * 1024;
 /// Longest NACK text that is kept.
 const MAX_TEXT: usize = 4096;
 /// Names of types asked for that are unknown here; only told once each.
@@ -44,6 +58,8 @@ pub enum Event {
     Content(Distribution),
     /// Time to send again what the peer refused.
     Retry,
+    /// Time to say again what the peer should hold. Does nothing while answers are missing.
+    Heartbeat,
 }
 
 /// What to do.
@@ -68,6 +84,10 @@ pub enum Report {
     StoredUpTo(GlobalRevision),
     /// The peer asks for a type that is not sent here; it gets no answer.
     Unknown { type_url: String },
+    /// The first set of a type is larger than a stock peer takes, and must come whole: nothing of the type is sent until it is smaller.
+    TooLarge { kind: Kind, bytes: usize },
+    /// The peer asks for a type again: what it holds differs from what it should, and it gets the complete set.
+    AskedAgain { kind: Kind },
 }
 
 /// How one sender behaves.
@@ -81,6 +101,10 @@ pub struct Config {
     pub kinds: BTreeSet<Kind>,
     /// Markers also for revisions of which nothing was sent.
     pub announce_idle: bool,
+    /// Bytes of resources in one response: at most this to a peer that takes a set in several ([`CHUNK_BYTES`]). Zero: no limit.
+    pub chunk_bytes: usize,
+    /// The same to a stock peer ([`STOCK_BYTES`]).
+    pub stock_bytes: usize,
 }
 
 /// See the module's text.
@@ -91,36 +115,15 @@ pub struct Sender {
     types: BTreeMap<Kind, TypeState>,
     last_nonce: u64,
     progress: Option<Progress>,
+    /// The peer announced that it takes markers: it will ask for them, and merges what comes before one.
+    takes_chunks: bool,
     /// Something was sent after the last marker.
     dirty: bool,
     sent_up_to: Option<GlobalRevision>,
     unknown: BTreeSet<String>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct TypeState {
-    /// What the peer was told; `None` before the first response.
-    sent: Option<Distribution>,
-    in_flight: VecDeque<InFlight>,
-    refused: BTreeMap<Arc<str>, Refused>,
-    /// Names to be sent again, a response per group.
-    retry: VecDeque<Vec<Arc<str>>>,
-}
-
-/// An unanswered response: the names and versions it held.
-#[derive(Clone, Debug)]
-struct InFlight {
-    nonce: u64,
-    names: Vec<(Arc<str>, Arc<str>)>,
-}
-
-/// A resource that the peer refused, or that was in a response which it refused in part.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refused {
-    pub version: Arc<str>,
-    pub text: String,
-    /// Not told apart yet: the group is retried in halves.
-    pub suspect: Option<u64>,
+    /// What the peer holds already, until it was told that it is believed; then what its types begin with.
+    resume: Option<Distribution>,
+    resumed: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -132,6 +135,7 @@ struct Progress {
 impl Sender {
     pub fn new(config: Config) -> Self {
         Self {
+            takes_chunks: config.recipient.features.contains(Features::PROGRESS),
             config,
             content: None,
             types: BTreeMap::new(),
@@ -140,7 +144,19 @@ impl Sender {
             dirty: false,
             sent_up_to: None,
             unknown: BTreeSet::new(),
+            resume: None,
+            resumed: false,
         }
+    }
+
+    /// Who listens.
+    pub fn recipient(&self) -> &Recipient {
+        &self.config.recipient
+    }
+
+    /// The peer asked to go on from where it was, and holds exactly this. Before the first event; only if it asked.
+    pub fn resume(&mut self, held: Distribution) {
+        self.resume = Some(held);
     }
 
     pub fn handle(&mut self, event: Event) -> Vec<Action> {
@@ -154,6 +170,12 @@ impl Sender {
             Event::Retry => {
                 self.queue_retries();
                 self.flush(&mut out);
+            }
+            Event::Heartbeat => {
+                if self.progress.as_ref().is_some_and(|p| p.last.is_some() && p.in_flight.is_empty()) {
+                    self.dirty = true;
+                    self.flush(&mut out);
+                }
             }
         }
         out
@@ -193,7 +215,18 @@ impl Sender {
             return;
         };
         if request.response_nonce.is_empty() {
-            self.types.entry(kind).or_default();
+            self.takes_chunks |= Peer::of(request.node.as_ref()).features.contains(Features::PROGRESS);
+            match self.types.get_mut(&kind) {
+                Some(state) if self.progress.is_some() => {
+                    state.again();
+                    out.push(Action::Report(Report::AskedAgain { kind }));
+                }
+                Some(_) => {}
+                None => {
+                    let held = self.resume.as_ref().filter(|_| digest::is_covered(kind)).cloned();
+                    self.types.insert(kind, TypeState::beginning_with(held));
+                }
+            }
         } else if let Ok(nonce) = request.response_nonce.parse::<u64>() {
             self.on_answer(kind, nonce, request.error_detail.map(|e| e.message), out);
         }
@@ -201,6 +234,7 @@ impl Sender {
     }
 
     fn on_progress(&mut self, request: &DeltaDiscoveryRequest, out: &mut Vec<Action>) {
+        self.takes_chunks = true;
         let progress = self.progress.get_or_insert_default();
         if let Ok(nonce) = request.response_nonce.parse::<u64>()
             && let Some(position) = progress.in_flight.iter().position(|(n, _)| *n == nonce)
@@ -299,23 +333,79 @@ impl Sender {
             return;
         }
         let pipelined = rounds.is_some();
+        if let Some(held) = self.resume.as_ref().filter(|_| !self.resumed && !self.types.is_empty()) {
+            let revision = revision::format(held.at());
+            self.resumed = true;
+            let message = self.control(RESUMED_TYPE_URL, revision);
+            out.push(Action::Send(message));
+        }
         let kinds: Vec<Kind> = self.types.keys().copied().collect();
         let mut complete = !kinds.is_empty();
+        let limit = if self.takes_chunks {
+            Limit::Chunks(self.config.chunk_bytes)
+        } else {
+            Limit::Whole(self.config.stock_bytes)
+        };
         for kind in kinds {
-            let Some(state) = self.types.get_mut(&kind) else { continue };
-            if !pipelined && !state.in_flight.is_empty() {
-                complete &= state.sent.as_ref().is_some_and(|s| s.sequence() == content.sequence());
-                continue;
+            while let Some(state) = self.types.get_mut(&kind) {
+                if !pipelined && !state.in_flight.is_empty() {
+                    complete &= state.is_told(&content);
+                    break;
+                }
+                match state.next(&self.config.recipient, kind, &content, limit) {
+                    Next::Nothing => {
+                        complete &= state.is_told(&content);
+                        break;
+                    }
+                    Next::TooLarge(bytes) => {
+                        complete = false;
+                        out.push(Action::Report(Report::TooLarge { kind, bytes }));
+                        break;
+                    }
+                    Next::Response((upserts, removals)) => {
+                        if state.announces_full_set() {
+                            let message = self.control(FULL_SET_TYPE_URL, kind.name().to_owned());
+                            out.push(Action::Send(message));
+                        }
+                        let response = self.respond(kind, &content, &upserts, removals, out);
+                        out.push(Action::Send(response));
+                    }
+                }
             }
-            let Some((upserts, removals)) = next_response(&self.config.recipient, kind, state, &content) else {
-                continue;
-            };
-            let response = self.respond(kind, &content, &upserts, removals, out);
-            out.push(Action::Send(response));
         }
         if complete {
-            self.close_round(content.at(), out);
+            self.close_round(&content, out);
         }
+    }
+
+    /// A message of our own to a peer of our own. It gets no answer.
+    fn control(&mut self, type_url: &str, text: String) -> DeltaDiscoveryResponse {
+        self.last_nonce += 1;
+        DeltaDiscoveryResponse {
+            system_version_info: text,
+            type_url: type_url.to_owned(),
+            nonce: self.last_nonce.to_string(),
+            control_plane: Some(ControlPlane {
+                identifier: self.config.identifier.clone(),
+            }),
+            ..DeltaDiscoveryResponse::default()
+        }
+    }
+
+    /// What the peer should hold of each kind now: the kind's name, and the sum in place of a version. Kinds of which the peer refuses
+    /// something are left out.
+    fn digests(&self, content: &Distribution) -> Vec<Resource> {
+        let whole = self
+            .types
+            .iter()
+            .filter(|(kind, state)| digest::is_covered(**kind) && state.refused.is_empty());
+        let sums = whole.filter_map(|(kind, _)| Some((kind, content.sum(*kind, &self.config.recipient)?)));
+        let entry = |(kind, sum): (&Kind, _)| Resource {
+            name: kind.name().to_owned(),
+            version: digest::format(sum),
+            ..Resource::default()
+        };
+        sums.map(entry).collect()
     }
 
     fn respond(
@@ -352,73 +442,25 @@ impl Sender {
     }
 
     /// All types are up to date with `at`.
-    fn close_round(&mut self, at: GlobalRevision, out: &mut Vec<Action>) {
-        if let Some(progress) = &mut self.progress {
-            let moved = progress.last != Some(at) && (self.config.announce_idle || progress.last.is_none());
-            if self.dirty || moved {
-                self.last_nonce += 1;
+    fn close_round(&mut self, content: &Distribution, out: &mut Vec<Action>) {
+        let at = content.at();
+        let last = self.progress.as_ref().map(|p| p.last);
+        let moved = last.is_some_and(|last| last != Some(at) && (self.config.announce_idle || last.is_none()));
+        if last.is_some() && (self.dirty || moved) {
+            self.dirty = false;
+            let mut marker = self.control(PROGRESS_TYPE_URL, revision::format(at));
+            marker.resources = self.digests(content);
+            if let Some(progress) = &mut self.progress {
                 progress.last = Some(at);
                 progress.in_flight.push_back((self.last_nonce, at));
-                self.dirty = false;
-                out.push(Action::Send(DeltaDiscoveryResponse {
-                    system_version_info: revision::format(at),
-                    type_url: PROGRESS_TYPE_URL.to_owned(),
-                    nonce: self.last_nonce.to_string(),
-                    control_plane: Some(ControlPlane {
-                        identifier: self.config.identifier.clone(),
-                    }),
-                    ..DeltaDiscoveryResponse::default()
-                }));
             }
+            out.push(Action::Send(marker));
         }
         if self.sent_up_to != Some(at) {
             self.sent_up_to = Some(at);
             out.push(Action::Report(Report::SentUpTo(at)));
         }
     }
-}
-
-/// Upserts, and names that are removed.
-type Delta = (Vec<Arc<Entry>>, Vec<Arc<str>>);
-
-/// What the next response of a type holds; `None` when there is nothing to say. Marks it as sent.
-fn next_response(recipient: &Recipient, kind: Kind, state: &mut TypeState, content: &Distribution) -> Option<Delta> {
-    let visible = |d: &Distribution, name: &Arc<str>| d.get(&(kind, name.clone())).filter(|e| recipient.sees(e)).cloned();
-    let Some(sent) = state.sent.replace(content.clone()) else {
-        let all = content
-            .of_kind(kind)
-            .filter(|(_, e)| recipient.sees(e))
-            .map(|(_, e)| e.clone())
-            .collect();
-        return Some((all, Vec::new()));
-    };
-    let mut upserts = Vec::new();
-    let mut removals = Vec::new();
-    for name in content.changed_since(&sent, kind) {
-        match (visible(&sent, &name), visible(content, &name)) {
-            (old, Some(new)) if old.as_ref().is_none_or(|o| o.version != new.version) => upserts.push(new),
-            (Some(_), None) => removals.push(name),
-            _ => {}
-        }
-    }
-    for name in upserts.iter().map(|e| &e.name).chain(&removals) {
-        state.refused.remove(name);
-    }
-    if !upserts.is_empty() || !removals.is_empty() {
-        return Some((upserts, removals));
-    }
-    // Retries come after news.
-    while let Some(group) = state.retry.pop_front() {
-        let again: Vec<_> = group
-            .iter()
-            .filter(|n| state.refused.contains_key(*n))
-            .filter_map(|n| visible(content, n))
-            .collect();
-        if !again.is_empty() {
-            return Some((again, Vec::new()));
-        }
-    }
-    None
 }
 
 fn resource(entry: &Entry) -> Resource {

@@ -5,7 +5,7 @@
 use std::{collections::VecDeque, future::Future, pin::pin, time::Duration};
 
 use futures::{Stream, StreamExt, future::BoxFuture};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use ursa_model::{ResourceKey, Timestamp};
@@ -31,10 +31,12 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs
 const PROPOSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// One proposal's longest time: then its outcome is unknown and it is proposed again under the same id.
 const PROPOSE_ONCE: Duration = Duration::from_secs(10);
+/// How often the peer is told what it should hold, when nothing else is said.
+const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Longest time without a store until the stream ends.
 const PROPOSE_ALL: Duration = Duration::from_secs(30);
-/// Longest wait for a read barrier.
-const BARRIER: Duration = Duration::from_secs(10);
+/// Longest wait for a read barrier: an election and some. Then another node may do better.
+const BARRIER: Duration = Duration::from_secs(5);
 
 /// Why a loop ended.
 #[derive(Clone, Debug)]
@@ -53,7 +55,7 @@ impl End {
     /// What the peer is told. Never OK: a Kuma zone takes that for the peaceful end of a direction and does not come back.
     pub(crate) fn status(&self) -> Status {
         match self {
-            Self::Cancelled | Self::SourceGone => Status::unavailable("the control plane is shutting down"),
+            Self::Cancelled | Self::SourceGone => Status::unavailable("this node is going away: connect to another node"),
             Self::PeerClosed => Status::cancelled("the peer closed the stream"),
             Self::Transport(status) if status.code() == tonic::Code::Ok => Status::cancelled("the peer closed the stream"),
             Self::Transport(status) => Status::new(status.code(), status.message()),
@@ -95,6 +97,7 @@ pub(crate) async fn run_sender<T: Send>(
     let mut queue: VecDeque<Item> = VecDeque::new();
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     let mut retry: Option<Deadline> = None;
+    let mut heartbeat = Deadline::after(HEARTBEAT);
     let mut events: VecDeque<sender::Event> = first.into_iter().map(sender::Event::Request).collect();
     loop {
         for event in events.drain(..) {
@@ -139,6 +142,10 @@ pub(crate) async fn run_sender<T: Send>(
                 Some(content) => events.push_back(sender::Event::Content(content)),
                 None => return End::SourceGone,
             },
+            () = heartbeat.passed() => {
+                heartbeat = Deadline::after(HEARTBEAT);
+                events.push_back(sender::Event::Heartbeat);
+            }
             () = passed(retry), if retry.is_some() => {
                 retry = None;
                 events.push_back(sender::Event::Retry);
@@ -164,6 +171,14 @@ pub(crate) trait Applier: Send {
     fn apply(&self, batch: Box<Batch>) -> BoxFuture<'static, Outcome>;
 }
 
+/// What reaches a receiver's loop from outside its stream.
+pub(crate) struct Signals<'a, F> {
+    /// The operator wants what is held to be removed.
+    pub(crate) confirmed: &'a Notify,
+    /// The loop should end.
+    pub(crate) stop: F,
+}
+
 /// Runs a [`Receiver`] until its stream ends. `opening` are the messages that open it; `None` lets the receiver start itself.
 pub(crate) async fn run_receiver<T: Send>(
     mut receiver: Receiver,
@@ -172,10 +187,12 @@ pub(crate) async fn run_receiver<T: Send>(
     applier: impl Applier,
     wire: Wire<DeltaDiscoveryRequest, T>,
     mut observe: impl FnMut(receiver::Report) + Send,
-    stop: impl Future<Output = ()> + Send,
+    signals: Signals<'_, impl Future<Output = ()> + Send>,
 ) -> End {
     let mut inbound = pin!(inbound);
+    let Signals { confirmed, stop } = signals;
     let mut stop = pin!(stop);
+    let (mut grace, mut holds) = (None, 0);
     let mut queue: VecDeque<DeltaDiscoveryRequest> = VecDeque::new();
     let mut storing: Option<BoxFuture<'static, Outcome>> = None;
     let mut actions = match opening {
@@ -194,6 +211,10 @@ pub(crate) async fn run_receiver<T: Send>(
         }
         if let Some(why) = close {
             break End::Closed(why);
+        }
+        if receiver.holds() != holds {
+            holds = receiver.holds();
+            grace = Some(Deadline::after(receiver.site().grace()));
         }
         let event = tokio::select! {
             biased;
@@ -218,6 +239,11 @@ pub(crate) async fn run_receiver<T: Send>(
                 Some(Err(status)) => break End::Transport(status),
                 None => break End::PeerClosed,
             },
+            () = passed(grace), if grace.is_some() => {
+                grace = None;
+                receiver::Event::GraceOver
+            }
+            () = confirmed.notified() => receiver::Event::Confirmed,
         };
         actions = receiver.handle(event, &applier.catalog());
     };
@@ -235,11 +261,20 @@ async fn stored(storing: &mut Option<BoxFuture<'static, Outcome>>) -> Outcome {
     }
 }
 
-/// Proposes until it is known to be stored; the same id makes a repeat harmless. Cancellation ends it after the running attempt.
-pub(crate) async fn propose(sink: &dyn Sink, set: Changeset, cancel: &CancellationToken) -> Result<Applied, SinkError> {
+/// Proposes until it is known to be stored; the same id makes a repeat harmless. Cancellation ends it after the running attempt. Once
+/// `lost` is cancelled no attempt begins, not even the first.
+pub(crate) async fn propose(
+    sink: &dyn Sink,
+    set: Changeset,
+    cancel: &CancellationToken,
+    lost: Option<&CancellationToken>,
+) -> Result<Applied, SinkError> {
     let mut backoff = Backoff::new(PROPOSE.0, PROPOSE.1);
     let deadline = Deadline::after(PROPOSE_ALL);
     loop {
+        if lost.is_some_and(CancellationToken::is_cancelled) {
+            return Err(SinkError::Unavailable("a newer connection of this zone took over".to_owned()));
+        }
         let result = within(PROPOSE_ONCE, sink.apply(set.clone())).await;
         let why = match result {
             Ok(Ok(applied)) => return Ok(applied),
@@ -275,6 +310,7 @@ pub(crate) async fn store(
     global: Option<GlobalRevision>,
     actor: &str,
     cancel: &CancellationToken,
+    lost: Option<&CancellationToken>,
 ) -> Outcome {
     let mut left = VecDeque::from(pieces);
     if left.is_empty() && global.is_some() {
@@ -284,7 +320,7 @@ pub(crate) async fn store(
     while let Some(mut ops) = left.pop_front() {
         let mut set = changeset(ops.clone(), actor);
         set.global = global.filter(|_| left.is_empty());
-        match propose(sink, set, cancel).await {
+        match propose(sink, set, cancel, lost).await {
             Ok(applied) => refused.extend(ops.iter().zip(&applied.results).filter_map(|(op, result)| match result {
                 OpResult::Refused(why) => Some((op.key().clone(), why.to_string())),
                 _ => None,
@@ -306,14 +342,21 @@ pub(crate) async fn store(
     Ok(refused)
 }
 
-/// Waits for the read barrier.
-pub(crate) async fn barrier(sink: &dyn Sink) -> Result<(), Status> {
-    match within(BARRIER, sink.barrier()).await {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(err)) => Err(Status::unavailable(err.to_string())),
-        Err(late) => Err(Status::unavailable(format!(
-            "the store does not confirm that it is up to date: {late}"
-        ))),
+/// Waits for the read barrier. While a leader is being elected there is none: that is waited for.
+pub(crate) async fn barrier(sink: &dyn Sink, cancel: &CancellationToken) -> Result<(), Status> {
+    let mut backoff = Backoff::new(PROPOSE.0, PROPOSE.1);
+    let deadline = Deadline::after(BARRIER);
+    loop {
+        let why = match within(deadline.remaining(), sink.barrier()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(err)) => err.to_string(),
+            Err(late) => late.to_string(),
+        };
+        if deadline.has_passed() || !backoff.wait(cancel).await {
+            return Err(Status::unavailable(format!(
+                "the store does not confirm that it is up to date: {why}"
+            )));
+        }
     }
 }
 
@@ -355,10 +398,38 @@ mod tests {
             revision: 3,
         };
         let pieces = vec![names.iter().map(op).collect()];
-        let refused = store(&sink, pieces, Some(global), "", &CancellationToken::new()).await.unwrap();
+        let refused = store(&sink, pieces, Some(global), "", &CancellationToken::new(), None)
+            .await
+            .unwrap();
         assert_eq!(refused, [(key(Kind::Mesh, "", "big"), "too large".to_owned())]);
         assert_eq!(sink.0.view().list(Kind::Mesh).count(), 6);
         assert_eq!(sink.0.view().global(), Some(global), "the revision comes with the last piece");
+    }
+
+    /// Loses the claim while the first piece is being stored.
+    struct Losing(Memory, CancellationToken);
+
+    impl Sink for Losing {
+        fn apply(&self, set: Changeset) -> BoxFuture<'_, Result<Applied, SinkError>> {
+            self.1.cancel();
+            futures::future::ready(Ok(self.0.change(set))).boxed()
+        }
+
+        fn barrier(&self) -> BoxFuture<'_, Result<(), SinkError>> {
+            futures::future::ready(Ok(())).boxed()
+        }
+    }
+
+    #[tokio::test]
+    async fn who_lost_the_claim_proposes_nothing_more() {
+        let lost = CancellationToken::new();
+        let sink = Losing(Memory::new(Role::Global, 1), lost.clone());
+        let piece = |name| vec![put_op(key(Kind::Mesh, "", name), Labels::new(), json!({}))];
+        let cancel = CancellationToken::new();
+        let outcome = store(&sink, vec![piece("a"), piece("b")], None, "", &cancel, Some(&lost)).await;
+        assert!(outcome.unwrap_err().contains("took over"));
+        let names: Vec<_> = sink.0.view().list(Kind::Mesh).map(|m| m.name().to_owned()).collect();
+        assert_eq!(names, ["a"], "what was begun is seen through, nothing else");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Endpoints of one port of a service: this zone's proxies, or the ingresses of the service's zone.
 //! Source: dataplane.md 2.4.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use ursa_model::{
     kind::{
@@ -12,9 +12,12 @@ use ursa_model::{
 };
 use ursa_policy::Parsed;
 
-use super::plan::{
-    Endpoints, Plan, Socket,
-    endpoint::{Endpoint, Group},
+use super::{
+    Reads,
+    plan::{
+        Endpoints, Plan, Socket,
+        endpoint::{Endpoint, Group},
+    },
 };
 use crate::world::{MeshWorld, is_local};
 
@@ -26,23 +29,24 @@ const LOCAL_PRIORITY: u32 = 0;
 const REMOTE_PRIORITY: u32 = 1;
 
 /// Endpoints of a port, local or remote.
-pub(super) fn of_service(mesh: &MeshWorld, service: &Parsed<MeshService>, port: &Port, plan: &mut Plan) -> Endpoints {
+pub(super) fn of_service(mesh: &MeshWorld, service: &Parsed<MeshService>, port: &Port, plan: &mut Plan, reads: &mut Reads) -> Endpoints {
     if is_local(&service.resource) {
-        local(mesh, service, port, plan)
+        local(mesh, service, port, plan, reads)
     } else {
         remote(mesh, service, plan)
     }
 }
 
 /// Ready inbounds of this zone's proxies that stand for the port.
-pub(super) fn local(mesh: &MeshWorld, service: &Parsed<MeshService>, port: &Port, plan: &mut Plan) -> Endpoints {
+pub(super) fn local(mesh: &MeshWorld, service: &Parsed<MeshService>, port: &Port, plan: &mut Plan, reads: &mut Reads) -> Endpoints {
+    reads.service(service);
     let target = port.target();
     // By zone and address, so that each appears once and the order is stable.
     let mut zones: BTreeMap<String, BTreeMap<Socket, Endpoint>> = BTreeMap::new();
-    for dataplane in candidates(mesh, &service.spec).filter(|d| selects(&service.spec, d)) {
+    for dataplane in candidates(mesh, &service.spec, reads).filter(|d| selects(&service.spec, d)) {
         let inbounds = dataplane.spec.networking.inbound.iter();
         for inbound in inbounds.filter(|i| i.is_ready() && stands_for(i, &target)) {
-            let Some(socket) = inbound_socket(dataplane, inbound) else {
+            let Some(socket) = inbound_socket(mesh, dataplane, inbound) else {
                 plan.warn(unresolved(dataplane));
                 continue;
             };
@@ -69,15 +73,25 @@ pub(super) fn local(mesh: &MeshWorld, service: &Parsed<MeshService>, port: &Port
 }
 
 /// The proxies that a service may select: those of its workload where it names one, else all.
-fn candidates<'a>(mesh: &'a MeshWorld, service: &MeshService) -> impl Iterator<Item = &'a Arc<Parsed<Dataplane>>> {
+fn candidates<'a>(
+    mesh: &'a MeshWorld,
+    service: &MeshService,
+    reads: &mut Reads,
+) -> impl Iterator<Item = &'a Arc<Parsed<Dataplane>>> + use<'a> {
     let workload = service
         .selector
         .dataplane_labels
         .as_ref()
         .and_then(|s| s.match_labels.get(labels::WORKLOAD));
     let (some, all) = match workload {
-        Some(workload) if service.selector.dataplane_ref.is_none() => (mesh.by_workload.get(workload), None),
-        _ => (None, Some(mesh.dataplanes.values())),
+        Some(workload) if service.selector.dataplane_ref.is_none() => {
+            reads.dataplanes(Some(workload));
+            (mesh.by_workload.get(workload), None)
+        }
+        _ => {
+            reads.dataplanes(None);
+            (None, Some(mesh.dataplanes.values()))
+        }
     };
     some.into_iter().flatten().chain(all.into_iter().flatten())
 }
@@ -90,9 +104,9 @@ fn remote(mesh: &MeshWorld, service: &Parsed<MeshService>, plan: &mut Plan) -> E
     };
     let mut all = BTreeMap::new();
     for (address, port) in mesh.zone_addresses(zone) {
-        let Some(socket) = socket(address, port) else {
+        let Some(socket) = socket(mesh, address, port) else {
             plan.warn(format!(
-                "ingress {address}:{port} of zone {zone} is left out: not an IP address and a port"
+                "ingress {address}:{port} of zone {zone} is left out: not an IP address or a name that resolves, and a port"
             ));
             continue;
         };
@@ -131,11 +145,11 @@ fn stands_for(inbound: &Inbound, target: &TargetPort) -> bool {
     }
 }
 
-/// Where a proxy takes connections for an inbound. `None` while its address is a name: names are resolved before they get
-/// here, or not at all.
-pub(super) fn inbound_socket(dataplane: &Parsed<Dataplane>, inbound: &Inbound) -> Option<Socket> {
+/// Where a proxy takes connections for an inbound. `None` while its address is a name that was not resolved yet.
+pub(super) fn inbound_socket(mesh: &MeshWorld, dataplane: &Parsed<Dataplane>, inbound: &Inbound) -> Option<Socket> {
     let networking = &dataplane.spec.networking;
     socket(
+        mesh,
         if inbound.address.is_empty() {
             &networking.address
         } else {
@@ -146,15 +160,15 @@ pub(super) fn inbound_socket(dataplane: &Parsed<Dataplane>, inbound: &Inbound) -
 }
 
 /// An address that Envoy takes: an IP address that is not the wildcard, and a port that is not 0.
-pub(super) fn socket(address: &str, port: u32) -> Option<Socket> {
-    let ip: IpAddr = address.parse().ok()?;
+fn socket(mesh: &MeshWorld, address: &str, port: u32) -> Option<Socket> {
+    let ip = mesh.ip(address)?;
     let port = u16::try_from(port).ok().filter(|p| *p != 0)?;
     (!ip.is_unspecified()).then_some(Socket { ip, port })
 }
 
 pub(super) fn unresolved(dataplane: &Parsed<Dataplane>) -> String {
     format!(
-        "the address {:?} of {} is no IP address",
+        "the address {:?} of {} is no IP address and no name that resolves",
         dataplane.spec.networking.address, dataplane.resource.key
     )
 }

@@ -46,7 +46,7 @@ fn build_one(builder: &mut Builder<'_>, inbound: &Inbound) {
     let dataplane = builder.dataplane;
     let section = inbound.section();
     let name = names::inbound(&section);
-    let Some(socket) = endpoints::inbound_socket(dataplane, inbound) else {
+    let Some(socket) = endpoints::inbound_socket(builder.mesh, dataplane, inbound) else {
         builder
             .plan
             .warn(format!("{name} is left out: {}", endpoints::unresolved(dataplane)));
@@ -102,7 +102,7 @@ fn build_one(builder: &mut Builder<'_>, inbound: &Inbound) {
         tls_inspector: tls.is_some() && by_sni,
         chains: vec![FilterChain {
             name: None,
-            server_name: None,
+            server_names: Vec::new(),
             tls,
             handler,
         }],

@@ -26,23 +26,35 @@ mod inbound;
 pub mod names;
 mod outbound;
 pub mod plan;
+mod reads;
 mod routes;
 mod tls;
 mod zone_ingress;
 
 pub use encode::Encoder;
 pub use plan::Plan;
+pub use reads::Reads;
 
 use plan::{Listener, Socket};
 
 /// The configuration of a proxy; `None` when the world has no such proxy. `encoder` only saves work. Of the world it reads the
 /// zone's name, the proxy's mesh and the proxy's certificate, and for the record its revisions.
 pub fn build(world: &World, proxy: &ProxyId, encoder: &Encoder) -> Option<ProxySnapshot> {
-    plan(world, proxy).map(|plan| encoder.snapshot(world, plan))
+    build_tracked(world, proxy, encoder).map(|(snapshot, _)| snapshot)
+}
+
+/// [`build`], and what it read of the mesh.
+pub fn build_tracked(world: &World, proxy: &ProxyId, encoder: &Encoder) -> Option<(ProxySnapshot, Reads)> {
+    plan_tracked(world, proxy).map(|(plan, reads)| (encoder.snapshot(world, plan), reads))
 }
 
 /// What [`build`] would encode, in our own model: for tests, dry runs and diffs.
 pub fn plan(world: &World, proxy: &ProxyId) -> Option<Plan> {
+    plan_tracked(world, proxy).map(|(plan, _)| plan)
+}
+
+/// [`plan`], and what it read of the mesh.
+pub fn plan_tracked(world: &World, proxy: &ProxyId) -> Option<(Plan, Reads)> {
     let mesh = world.mesh(&proxy.mesh)?;
     let dataplane = mesh.dataplanes.get(&proxy.name)?;
     let matched = match_proxy(&mesh.policies, &mesh.destinations, dataplane, &mesh.mesh);
@@ -55,6 +67,7 @@ pub fn plan(world: &World, proxy: &ProxyId) -> Option<Plan> {
         matched: &matched,
         security,
         plan,
+        reads: Reads::default(),
         used: BTreeMap::new(),
     };
     inbound::build(&mut builder);
@@ -63,7 +76,7 @@ pub fn plan(world: &World, proxy: &ProxyId) -> Option<Plan> {
     for warning in &matched.warnings {
         builder.plan.warn(warning.clone());
     }
-    Some(builder.plan)
+    Some((builder.plan, builder.reads))
 }
 
 /// A plan in the making, and what it is made of.
@@ -74,6 +87,7 @@ struct Builder<'a> {
     matched: &'a Matched,
     security: tls::Security,
     plan: Plan,
+    reads: Reads,
     /// Where listeners already are, by port: Envoy refuses a second one at the same place.
     used: BTreeMap<u16, Vec<IpAddr>>,
 }

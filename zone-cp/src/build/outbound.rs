@@ -93,7 +93,7 @@ fn build_one(builder: &mut Builder<'_>, outbound: &Outbound) {
         tls_inspector: false,
         chains: vec![FilterChain {
             name: None,
-            server_name: None,
+            server_names: Vec::new(),
             tls: None,
             handler,
         }],
@@ -135,15 +135,16 @@ fn build_cluster(builder: &mut Builder<'_>, backend: &Backend<'_>) {
     if builder.plan.clusters.contains_key(&name) {
         return;
     }
+    builder.reads.service(backend.service);
     let upstream = tls::upstream(&builder.security, backend.service, backend.port);
     let (tls, endpoints) = match upstream {
         Upstream::Plain => (
             None,
-            endpoints::of_service(builder.mesh, backend.service, backend.port, &mut builder.plan),
+            endpoints::of_service(builder.mesh, backend.service, backend.port, &mut builder.plan, &mut builder.reads),
         ),
         Upstream::Tls(tls) => (
             Some(tls),
-            endpoints::of_service(builder.mesh, backend.service, backend.port, &mut builder.plan),
+            endpoints::of_service(builder.mesh, backend.service, backend.port, &mut builder.plan, &mut builder.reads),
         ),
         // The cluster stays, so that requests fail here and at once, and go nowhere unprotected.
         Upstream::Closed(reason) => {

@@ -1,11 +1,14 @@
 //! Listeners of a zone ingress: TLS passes through them unread, and its SNI says to which local service. There is no TLS context,
 //! so the ingress needs no identity and can read nothing. Source: dataplane.md 2.8, demo.md (2), facts.md F11.
+//!
+//! A port is known by the SNI with its name, and also by the one with its number: a Kuma 2.14 proxy with an explicit outbound writes
+//! the section as the outbound does, and an outbound can only say a number (docs/interop.md).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ursa_model::{
     kind::dataplane::{Listener as ModelListener, ListenerType},
-    sni::sni,
+    sni::sni as sni_of,
 };
 use ursa_policy::TimeoutConf;
 
@@ -42,11 +45,11 @@ fn build_one(builder: &mut Builder<'_>, model: &ModelListener) {
     let section = model.section();
     let name = names::zone_ingress(&section);
     // Without the wildcard check of other sockets: an ingress may listen on all addresses.
-    let socket = match (address.parse(), u16::try_from(model.port)) {
-        (Ok(ip), Ok(port)) if port != 0 => super::Socket { ip, port },
+    let socket = match (builder.mesh.ip(address), u16::try_from(model.port)) {
+        (Some(ip), Ok(port)) if port != 0 => super::Socket { ip, port },
         _ => {
             builder.plan.warn(format!(
-                "{name} is left out: {address:?} port {} is no IP address and port",
+                "{name} is left out: {address:?} port {} is no IP address (or name that resolves) and port",
                 model.port
             ));
             return;
@@ -55,13 +58,14 @@ fn build_one(builder: &mut Builder<'_>, model: &ModelListener) {
     let rules = builder.matched.inbound.get(&section).cloned().unwrap_or_default();
     let breaker = rules.circuit_breaker().unwrap_or_default();
     let mut chains = BTreeMap::new();
+    let mut by_number = Vec::new();
     let mesh = builder.mesh;
     for service in builder.destinations.services().iter().filter(|s| is_local(&s.resource)) {
         for port in &service.spec.ports {
             let Some(cluster) = names::destination(&service.resource, &port.section()) else {
                 continue;
             };
-            let Some(sni) = sni(&service.resource, &port.section()) else {
+            let Some(sni) = sni_of(&service.resource, &port.section()) else {
                 builder
                     .plan
                     .warn(format!("{cluster} cannot be reached from other zones: its name cannot be an SNI"));
@@ -86,12 +90,13 @@ fn build_one(builder: &mut Builder<'_>, model: &ModelListener) {
             };
             let chain = FilterChain {
                 name: Some(cluster.clone()),
-                server_name: Some(sni.clone()),
+                server_names: vec![sni.clone()],
                 tls: None,
                 handler: Handler::Tcp(tcp),
             };
+            by_number.extend(sni_of(&service.resource, &port.port.to_string()).map(|number| (number, sni.clone())));
             chains.insert(sni, chain);
-            let endpoints = endpoints::local(mesh, service, port, &mut builder.plan);
+            let endpoints = endpoints::local(mesh, service, port, &mut builder.plan, &mut builder.reads);
             builder.plan.endpoints.insert(cluster.clone(), endpoints);
             builder.plan.clusters.insert(
                 cluster,
@@ -107,6 +112,16 @@ fn build_one(builder: &mut Builder<'_>, model: &ModelListener) {
     }
     if chains.is_empty() {
         return;
+    }
+    // A name always wins over a number: another port may have this port's number as its name.
+    let mut numbers = BTreeSet::new();
+    for (number, sni) in by_number {
+        if !chains.contains_key(&number)
+            && numbers.insert(number.clone())
+            && let Some(chain) = chains.get_mut(&sni)
+        {
+            chain.server_names.push(number);
+        }
     }
     let listener = Listener {
         socket,

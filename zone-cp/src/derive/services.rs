@@ -93,7 +93,8 @@ fn service(
         let mut trusted = false;
         for i in &of_proxy {
             if let Ok(id) = identity::spiffe_id(i, world.zone.as_str(), dataplane) {
-                trusted |= domains.contains_key(id.trust_domain().as_str());
+                // A proxy whose token does not fit never gets its certificate.
+                trusted |= domains.contains_key(id.trust_domain().as_str()) && world.is_bound(&i.spec, &dataplane.resource);
                 ids.insert(id.to_string());
             }
         }

@@ -17,7 +17,7 @@ use ursa_policy::Parsed;
 use ursa_state::{Expect, Op, Put, View};
 
 use super::identity;
-use crate::world::{MeshWorld, World};
+use crate::world::{MeshWorld, World, is_local};
 
 /// A CA that this zone must make.
 #[derive(Debug)]
@@ -43,7 +43,10 @@ pub fn stored_ca(view: &View, identity: &Parsed<MeshIdentity>) -> Option<CaMater
 pub fn missing<'a>(world: &World, mesh: &'a MeshWorld, view: &View, problems: &mut Vec<String>) -> Vec<Missing<'a>> {
     let mut out = Vec::new();
     for identity in mesh.identities.iter().filter(|i| identity::generates_ca(&i.spec)) {
-        if stored_ca(view, identity).is_some() {
+        if let Some(ca) = stored_ca(view, identity) {
+            if let Some(Err(problem)) = name_taken(world, mesh, identity, &ca) {
+                problems.push(format!("{}: {problem}", identity.resource.key));
+            }
             continue;
         }
         // Half a CA is never completed: certificate and key would not belong together.
@@ -90,6 +93,28 @@ pub fn store_ca(world: &World, identity: &Parsed<MeshIdentity>, ca: &CaMaterial)
         .collect()
 }
 
+/// What stands where this zone's MeshTrust for an identity would be, if it belongs to the global: one that was made there under
+/// the identity's own name has the same stored name in every zone. It is not this zone's to change. `Ok` when it trusts the CA
+/// already. Without that the identity is not ready, and its proxies stay closed: they have certificates that nobody trusts yet.
+fn name_taken(world: &World, mesh: &MeshWorld, identity: &Parsed<MeshIdentity>, ca: &CaMaterial) -> Option<Result<(), String>> {
+    let name = identity.resource.name();
+    let taken = mesh.trusts.iter().find(|t| t.resource.name() == name && !is_local(&t.resource))?;
+    if !identity::creates_trust(&identity.spec)
+        || identity::trust_domain(identity, world.zone.as_str()).is_ok_and(|d| covers(&taken.spec, &d, ca))
+    {
+        return Some(Ok(()));
+    }
+    Some(Err(format!(
+        "MeshTrust {} of the global control plane has the name of the one that this zone makes; give that one another name, or add this zone's CA to it",
+        taken.resource.display_name()
+    )))
+}
+
+/// Whether a MeshTrust trusts this CA for this domain.
+fn covers(trust: &MeshTrust, domain: &str, ca: &CaMaterial) -> bool {
+    trust.trust_domain == domain && trust.pems().any(|p| p.trim() == ca.cert_pem.trim())
+}
+
 /// Ops that bring MeshTrust and status of an identity to what its CA says. A CA is added to a MeshTrust, never removed.
 pub fn publish(world: &World, mesh: &MeshWorld, identity: &Parsed<MeshIdentity>, ca: &CaMaterial) -> Vec<Op> {
     let mut ops = Vec::new();
@@ -110,9 +135,9 @@ pub fn publish(world: &World, mesh: &MeshWorld, identity: &Parsed<MeshIdentity>,
     let known = mesh
         .trusts
         .iter()
-        .filter(|t| crate::world::is_local(&t.resource) && t.spec.trust_domain == trust_domain)
-        .any(|t| t.spec.pems().any(|p| p.trim() == ca.cert_pem.trim()));
-    if usable.is_ok() && identity::creates_trust(&identity.spec) && !known {
+        .any(|t| is_local(&t.resource) && covers(&t.spec, &trust_domain, ca));
+    let taken = name_taken(world, mesh, identity, ca);
+    if usable.is_ok() && identity::creates_trust(&identity.spec) && !known && taken.is_none() {
         let mut spec = stored.map_or_else(
             || MeshTrust {
                 trust_domain: trust_domain.clone(),
@@ -157,7 +182,7 @@ pub fn publish(world: &World, mesh: &MeshWorld, identity: &Parsed<MeshIdentity>,
         }
     }
     let ready = MeshIdentityStatus {
-        conditions: conditions(usable),
+        conditions: conditions(usable, taken.unwrap_or(Ok(()))),
     };
     if identity.resource.status::<MeshIdentityStatus>().ok().as_ref() != Some(&ready)
         && let Ok(status) = serde_json::to_value(ready)
@@ -176,22 +201,24 @@ pub fn publish(world: &World, mesh: &MeshWorld, identity: &Parsed<MeshIdentity>,
     ops
 }
 
-fn conditions<E: std::fmt::Display>(loaded: Result<(), E>) -> Vec<Condition> {
-    let condition = |kind: &str, status: &str, reason: &str, message: String| Condition {
+fn conditions(loaded: Result<(), String>, trust: Result<(), String>) -> Vec<Condition> {
+    let condition = |kind: &str, status: &str, reason: &str, message: &str| Condition {
         kind: kind.into(),
         status: status.into(),
         reason: reason.into(),
-        message,
+        message: message.into(),
     };
-    match loaded {
-        Ok(()) => vec![
-            condition("Provider", "True", "ProviderInitialized", String::new()),
-            condition("MeshTrustCreated", "True", "MeshTrustCreated", String::new()),
-            condition("Ready", "True", "Ready", String::new()),
-        ],
-        Err(err) => vec![
-            condition("Provider", "False", "ProviderInitializationError", err.to_string()),
-            condition("Ready", "False", "Failure", err.to_string()),
-        ],
-    }
+    let provider = match &loaded {
+        Ok(()) => condition("Provider", "True", "ProviderInitialized", ""),
+        Err(why) => condition("Provider", "False", "ProviderInitializationError", why),
+    };
+    let created = loaded.is_ok().then(|| match &trust {
+        Ok(()) => condition("MeshTrustCreated", "True", "MeshTrustCreated", ""),
+        Err(why) => condition("MeshTrustCreated", "False", "MeshTrustCreationError", why),
+    });
+    let ready = match loaded.and(trust) {
+        Ok(()) => condition("Ready", "True", "Ready", ""),
+        Err(why) => condition("Ready", "False", "Failure", &why),
+    };
+    [provider].into_iter().chain(created).chain([ready]).collect()
 }

@@ -1,44 +1,39 @@
 //! Delta ADS server: authenticates a proxy, registers its Dataplane, and runs one [`Machine`] per stream.
 //! In: Envoy's requests, new worlds. Out: responses; reports to insights, metrics and the stage ring. No timers.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::{Instrument, info, info_span, warn};
-use ursa_model::{
-    Kind, Labels, Resource, ResourceKey, Timestamp, ZoneName,
-    kind::{dataplane::Dataplane, dataplane_insight::DpVersion},
-    kri::Kri,
-    labels::{self, Site, computed},
-};
+use ursa_model::{Kind, Resource, ResourceKey, Timestamp, kind::dataplane::Dataplane, kri::Kri, labels};
 use ursa_policy::Parsed;
 use ursa_proto::discovery::{
-    DeltaDiscoveryRequest, DeltaDiscoveryResponse, aggregated_discovery_service_server::AggregatedDiscoveryService,
+    ControlPlane, DeltaDiscoveryRequest, DeltaDiscoveryResponse, aggregated_discovery_service_server::AggregatedDiscoveryService,
 };
 use ursa_runtime::{
     error::Chain,
-    lease,
+    lease, serve,
     stages::Stages,
     tasks::{OnExit, Tasks},
 };
-use ursa_state::{Changeset, Expect, Op, OpError, Put, RequestId, View};
 
+pub use super::registrar::{Registered, Registrar, Unregistered};
 use super::{
     auth,
     insight::{Count, Insights},
     metadata,
+    phase::Phase,
 };
 use crate::{
-    build::{Encoder, build},
-    connections::{Connections, Registration},
+    build::{Encoder, Reads, build_tracked, names},
+    connections::{Connections, NewStream, Peer, Registration},
     metrics::XdsMetrics,
-    reconcile::{BY_PROXY, LIFECYCLE, Propose},
-    snapshot::ProxySnapshot,
+    snapshot::{ProxySnapshot, XdsType},
     world::{IssuedSvid, MeshWorld, ProxyId, World},
     xds::machine::{Action, Event, Machine, Report},
 };
@@ -46,154 +41,11 @@ use crate::{
 /// Responses under way to one client: one per type, plus what one step adds.
 const OUTBOUND: usize = 16;
 
+/// As much of a node id as is worth a log line, in characters.
+const MAX_NODE_SHOWN: usize = 200;
+
 /// How long a client may take to say who it is: until then nothing is known of it.
 const FIRST_REQUEST: Duration = Duration::from_secs(30);
-
-/// A Dataplane that a proxy brought, checked.
-#[derive(Clone, Debug)]
-pub struct Registered {
-    pub proxy: ProxyId,
-    /// Computed labels included.
-    pub labels: Labels,
-    pub spec: Dataplane,
-    canonical: serde_json::Value,
-    given_labels: Labels,
-}
-
-impl Registered {
-    /// The resource as a proxy hands it back in its node's metadata.
-    pub fn json(&self) -> String {
-        let mut out = self.canonical.clone();
-        if let serde_json::Value::Object(fields) = &mut out {
-            fields.insert("type".into(), "Dataplane".into());
-            fields.insert("mesh".into(), self.proxy.mesh.as_ref().into());
-            fields.insert("name".into(), self.proxy.name.as_ref().into());
-            fields.insert("labels".into(), serde_json::json!(self.given_labels));
-        }
-        out.to_string()
-    }
-}
-
-/// Why a Dataplane cannot be registered.
-#[derive(Debug, thiserror::Error)]
-pub enum Unregistered {
-    #[error("the Dataplane is no valid JSON or YAML: {0}")]
-    Syntax(String),
-    #[error("the resource has type {0:?}, not Dataplane")]
-    Type(String),
-    #[error(transparent)]
-    Key(#[from] ursa_model::resource::InvalidKey),
-    #[error("the Dataplane is not valid: {0}")]
-    Invalid(ursa_model::Violations),
-}
-
-/// Checks and stores the Dataplanes that proxies bring.
-#[derive(Clone)]
-pub struct Registrar {
-    pub zone: ZoneName,
-    pub views: watch::Receiver<View>,
-    pub store: Arc<dyn Propose>,
-}
-
-impl Registrar {
-    fn view(&self) -> View {
-        self.views.borrow().clone()
-    }
-
-    pub fn mesh_exists(&self, mesh: &str) -> bool {
-        ResourceKey::mesh_itself(mesh).is_ok_and(|key| self.views.borrow().get(&key).is_some())
-    }
-
-    /// The Dataplane as stored.
-    pub fn stored(&self, key: &ResourceKey) -> Option<Registered> {
-        let resource = self.views.borrow().get(key).cloned()?;
-        let spec = resource.spec().ok()?;
-        Some(Registered {
-            proxy: ProxyId::new(resource.mesh(), resource.name()),
-            labels: resource.labels.clone(),
-            given_labels: resource.labels.clone(),
-            spec,
-            canonical: resource.spec.clone(),
-        })
-    }
-
-    /// Parses and validates a Dataplane given as JSON or YAML.
-    pub fn check(&self, text: &str) -> Result<Registered, Unregistered> {
-        let mut value: serde_json::Value = match serde_json::from_str(text) {
-            Ok(value) => value,
-            Err(_) => serde_saphyr::from_str(text).map_err(|e| Unregistered::Syntax(e.to_string()))?,
-        };
-        let mut take = |field: &str| value.as_object_mut().and_then(|o| o.remove(field));
-        let text_of = |v: Option<serde_json::Value>| v.and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
-        let kind = text_of(take("type"));
-        if kind != Kind::Dataplane.name() {
-            return Err(Unregistered::Type(kind));
-        }
-        let (mesh, name) = (text_of(take("mesh")), text_of(take("name")));
-        let given: Labels = take("labels")
-            .map(serde_json::from_value)
-            .transpose()
-            .map_err(|e| Unregistered::Syntax(e.to_string()))?
-            .unwrap_or_default();
-        let key = ResourceKey::new(Kind::Dataplane, &mesh, &name)?;
-        let mut found = ursa_model::Violations::default();
-        if let Err(err) = ursa_model::name::check_resource_name(&name) {
-            found.add("name", err.to_string());
-        }
-        labels::validate(&given, &mut found);
-        // Labels that say where a Dataplane belongs are not the proxy's to choose.
-        for (label, want) in [(labels::ZONE, self.zone.as_str()), (labels::MESH, mesh.as_str())] {
-            if given.get(label).is_some_and(|have| have != want) {
-                found.add(format!("labels[\"{label}\"]"), format!("{label} label should have {want} value"));
-            }
-        }
-        found.into_result().map_err(Unregistered::Invalid)?;
-        let canonical = (Kind::Dataplane.descriptor().canonical)(value).map_err(Unregistered::Invalid)?;
-        let spec: Dataplane = serde_json::from_value(canonical.clone()).map_err(|e| Unregistered::Syntax(e.to_string()))?;
-        let mut labels = computed(
-            Site::Zone(self.zone.as_str()),
-            Kind::Dataplane,
-            key.mesh(),
-            key.name(),
-            given.clone(),
-            Some(spec.zone_listeners()),
-        );
-        labels.insert(LIFECYCLE.into(), BY_PROXY.into());
-        Ok(Registered {
-            proxy: ProxyId::new(&mesh, &name),
-            labels,
-            given_labels: given,
-            spec,
-            canonical,
-        })
-    }
-
-    /// Stores the Dataplane in place of `stored`, unless it is stored like that already.
-    async fn register(&self, key: ResourceKey, registered: &Registered, stored: Option<&Resource>) -> Result<(), Status> {
-        if stored.is_some_and(|r| r.spec == registered.canonical && r.labels == registered.labels) {
-            return Ok(());
-        }
-        // The token was checked against `stored`: what came between has to be checked as well.
-        let expect = stored.map_or(Expect::Absent, |r| Expect::Version(r.version));
-        let put = Put {
-            owner: ResourceKey::mesh_itself(key.mesh()).ok(),
-            key,
-            labels: registered.labels.clone(),
-            spec: registered.canonical.clone(),
-            status: None,
-            expect,
-        };
-        let set = Changeset::atomic(RequestId(rand::random()), Timestamp::now(), vec![Op::Put(put)]);
-        let applied = self.store.propose(set).await.map_err(Status::unavailable)?;
-        match applied.rejected {
-            None => Ok(()),
-            Some((_, why @ (OpError::Exists(_) | OpError::Missing(_) | OpError::Conflict { .. }))) => Err(Status::aborted(format!(
-                "the Dataplane was changed at the same time, connect again: {why}"
-            ))),
-            Some((_, why)) => Err(Status::failed_precondition(format!("the Dataplane cannot be stored: {why}"))),
-        }
-    }
-}
 
 /// See the module's text.
 #[derive(Clone)]
@@ -222,11 +74,12 @@ impl AggregatedDiscoveryService for AdsServer {
             Some(Ok(text)) => Some(text.to_owned()),
             Some(Err(_)) => return Err(Status::unauthenticated("metadata `authorization` is no text")),
         };
+        let address = request.extensions().get::<serve::Peer>().map(|peer| peer.addr);
         let requests = request.into_inner();
         let (responses, outbound) = mpsc::channel(OUTBOUND);
         let server = self.clone();
         self.tasks.spawn("ads-stream", OnExit::Ignore, move |cancel| async move {
-            if let Err(status) = server.serve(requests, &responses, token, cancel).await {
+            if let Err(status) = server.serve(requests, &responses, token, address, cancel).await {
                 // The client may be gone already: then nobody waits for the reason.
                 let _ = responses.send(Err(status)).await;
             }
@@ -241,6 +94,7 @@ impl AdsServer {
         mut requests: Streaming<DeltaDiscoveryRequest>,
         responses: &mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
         token: Option<String>,
+        address: Option<SocketAddr>,
         cancel: CancellationToken,
     ) -> Result<(), Status> {
         let first = tokio::select! {
@@ -252,35 +106,54 @@ impl AdsServer {
         let Some(first) = first else { return Ok(()) };
         let admitted = tokio::select! {
             () = cancel.cancelled() => return Err(Status::unavailable("the zone control plane is stopping")),
-            admitted = self.admit(&first, token.as_deref()) => admitted,
+            admitted = self.admit(&first, token.as_deref(), address) => admitted,
         };
-        let (proxy, meta) = admitted.inspect_err(|status| {
+        let admitted = admitted.and_then(|Admitted { proxy, meta, new }| {
+            let registration = self.connections.register(proxy.clone(), new);
+            Ok((proxy, meta, registration.map_err(|e| Status::already_exists(e.to_string()))?))
+        });
+        let (proxy, meta, registration) = admitted.inspect_err(|status| {
             self.metrics.denied(status.code());
-            warn!(code = ?status.code(), reason = status.message(), "proxy refused");
+            let node = first.node.as_ref().map_or("", |n| n.id.as_str());
+            let node: String = node.chars().take(MAX_NODE_SHOWN).collect();
+            self.refused(&node, address, status);
         })?;
         let span = info_span!("ads", %proxy);
         let subscription = format!("{:032x}", rand::random::<u128>());
-        let version: Option<DpVersion> = meta.all.get("version").and_then(|v| serde_json::from_value(v.clone()).ok());
-        self.insights.connected(&proxy, &subscription, version, meta.all.clone());
-        let registration = self.connections.register(proxy.clone(), meta.advertised.clone());
+        self.insights.connected(&proxy, &subscription, meta.version, meta.all);
         let stream = StreamTask {
             server: self,
             proxy: &proxy,
             responses,
+            registration: &registration,
             machine: Machine::new(),
             built: None,
             certificate: String::new(),
+            trusts: Vec::new(),
+            progress: Progress::default(),
         };
         self.metrics.connected(1);
-        let result = stream.run(first, &mut requests, &registration, &cancel).instrument(span).await;
+        let result = stream.run(first, &mut requests, &cancel).instrument(span).await;
         self.metrics.connected(-1);
         drop(registration);
         self.insights.disconnected(&proxy, &subscription);
         result
     }
 
+    /// Logs a refusal, the same one once a minute: an Envoy tries again every other second, for ever.
+    fn refused(&self, node: &str, address: Option<SocketAddr>, status: &Status) {
+        let reason = status.message();
+        // The fight of two proxies is logged where it is seen.
+        if status.code() == Code::AlreadyExists {
+            return;
+        }
+        if let Some(before) = self.connections.refusals().pass(&format!("{node}\n{reason}")) {
+            warn!(node, address = address.map(tracing::field::display), code = ?status.code(), reason, repeated = before, "proxy refused");
+        }
+    }
+
     /// Authenticates the proxy and stores its Dataplane.
-    async fn admit(&self, first: &DeltaDiscoveryRequest, token: Option<&str>) -> Result<(ProxyId, metadata::NodeMetadata), Status> {
+    async fn admit(&self, first: &DeltaDiscoveryRequest, token: Option<&str>, address: Option<SocketAddr>) -> Result<Admitted, Status> {
         let node = first
             .node
             .as_ref()
@@ -310,6 +183,16 @@ impl AdsServer {
         }
         let view = self.registrar.view();
         let stored = view.get(&key).map(Arc::as_ref);
+        let mut new = NewStream {
+            peer: Peer {
+                address,
+                instance: meta.instance.clone(),
+            },
+            advertised: None,
+            workload: registered.labels.get(labels::WORKLOAD).map(|w| w.as_str().into()),
+            warm: !first.initial_resource_versions.is_empty(),
+            given: meta.dataplane.as_ref().map(|_| registered.canonical.clone()),
+        };
         if self.require_token {
             // Which identity selects the proxy is read from the world, which follows the view.
             let mut worlds = self.worlds.clone();
@@ -320,7 +203,7 @@ impl AdsServer {
             let resource = Resource {
                 key: key.clone(),
                 labels: registered.labels.clone(),
-                spec: registered.canonical.clone(),
+                spec: registered.canonical.as_ref().clone(),
                 status: None,
                 owner: None,
                 created: Timestamp(0),
@@ -337,8 +220,9 @@ impl AdsServer {
             let (now, refuse) = (OffsetDateTime::now_utc(), |e: auth::Denied| {
                 Status::unauthenticated(Chain(&e).to_string())
             });
-            auth::authenticate(&view, mesh, &proxy, &dataplane, token, now).map_err(refuse)?;
-            if meta.advertised.is_some() && !auth::may_advertise(&view, &proxy, token, now).map_err(refuse)? {
+            let claims = auth::authenticate(&view, mesh, &proxy, &dataplane, token, now).map_err(refuse)?;
+            new.workload = Some(claims.workload.as_str()).filter(|w| !w.is_empty()).map(Into::into);
+            if meta.advertised.is_some() && !auth::may_advertise(&claims) {
                 warn!(%proxy, "its token does not let it publish an address of the zone: the token needs the tag kuma.io/listener-zoneingress: enabled");
                 meta.advertised = None;
             }
@@ -346,10 +230,55 @@ impl AdsServer {
                 auth::may_replace(&view, &proxy, stored, token, now).map_err(refuse)?;
             }
         }
-        if meta.dataplane.is_some() {
-            self.registrar.register(key, &registered, stored).await?;
+        self.connections
+            .check(&proxy, &new.peer)
+            .map_err(|e| Status::already_exists(e.to_string()))?;
+        let before = stored.and_then(|s| s.spec::<Dataplane>().ok()).map(|d| Phase::of(&d));
+        if new.given.is_some() {
+            let phase = match before {
+                // An Envoy that runs is as far as it was, whatever happened to its stream.
+                Some(before) if new.warm => before,
+                None if new.warm => Phase::Serving,
+                _ => Phase::Starting,
+            };
+            self.registrar.register(key, &registered, stored, phase).await?;
+        } else if let (false, Some(Phase::Draining), Some(stored)) = (new.warm, before, stored) {
+            self.registrar.reset(stored).await?;
         }
-        Ok((proxy, meta))
+        new.advertised.clone_from(&meta.advertised);
+        Ok(Admitted { proxy, meta, new })
+    }
+}
+
+/// A proxy that may have a stream.
+struct Admitted {
+    proxy: ProxyId,
+    meta: metadata::NodeMetadata,
+    new: NewStream,
+}
+
+/// How far the Envoy of a stream is.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Types with an unanswered response.
+    unanswered: BTreeSet<XdsType>,
+    /// Types of which it has accepted something, on this stream or before.
+    accepted: BTreeSet<XdsType>,
+    asked_for_secrets: bool,
+    /// Newest revision of the zone that this stream was told of, or that changes nothing for it.
+    revision: u64,
+    serving: bool,
+}
+
+impl Progress {
+    /// Its Envoy listens: it has taken listeners, and everything that they wait for. An Envoy answers a response when it has
+    /// done what it says, so its listeners take connections then.
+    fn listens(&self, snapshot: &ProxySnapshot, inbounds: &[String]) -> bool {
+        let has = |kind| snapshot.of(kind).is_empty() || self.accepted.contains(&kind);
+        has(XdsType::Listener)
+            && has(XdsType::Route)
+            && (!self.asked_for_secrets || self.accepted.contains(&XdsType::Secret))
+            && (inbounds.is_empty() || inbounds.iter().any(|name| snapshot.of(XdsType::Listener).contains_key(name)))
     }
 }
 
@@ -358,28 +287,35 @@ struct StreamTask<'a> {
     server: &'a AdsServer,
     proxy: &'a ProxyId,
     responses: &'a mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
+    registration: &'a Registration,
     machine: Machine,
     /// What was built last, and from what.
     built: Option<Built>,
     /// Serial of the certificate shown last.
     certificate: String,
+    /// KRIs of the MeshTrusts shown last.
+    trusts: Vec<String>,
+    progress: Progress,
 }
 
 /// A snapshot with everything that it was made from.
 struct Built {
     mesh: Arc<MeshWorld>,
     svid: Option<Arc<IssuedSvid>>,
+    /// What of the mesh.
+    reads: Reads,
     snapshot: Arc<ProxySnapshot>,
 }
 
 impl Built {
-    fn is_from(&self, mesh: &Arc<MeshWorld>, svid: Option<&Arc<IssuedSvid>>) -> bool {
+    /// A build for `proxy` from these would give the same.
+    fn is_from(&self, proxy: &ProxyId, mesh: &Arc<MeshWorld>, svid: Option<&Arc<IssuedSvid>>) -> bool {
         let same_svid = match (&self.svid, svid) {
             (Some(old), Some(new)) => Arc::ptr_eq(old, new),
             (None, None) => true,
             _ => false,
         };
-        same_svid && Arc::ptr_eq(&self.mesh, mesh)
+        same_svid && (Arc::ptr_eq(&self.mesh, mesh) || self.reads.still_hold(&self.mesh, mesh, &proxy.name))
     }
 }
 
@@ -388,7 +324,6 @@ impl StreamTask<'_> {
         mut self,
         first: DeltaDiscoveryRequest,
         requests: &mut Streaming<DeltaDiscoveryRequest>,
-        registration: &Registration,
         cancel: &CancellationToken,
     ) -> Result<(), Status> {
         info!("proxy connected");
@@ -399,18 +334,23 @@ impl StreamTask<'_> {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return Err(Status::unavailable("the zone control plane is stopping")),
-                () = registration.replaced() => return Err(Status::already_exists("a newer stream of this proxy took over")),
+                () = self.registration.replaced() => return Err(Status::already_exists("a newer stream of this proxy took over")),
                 changed = worlds.changed() => {
                     if changed.is_err() {
                         return Err(Status::unavailable("the zone control plane is stopping"));
                     }
                     let world = worlds.borrow_and_update().clone();
-                    self.world(&world, registration.stream()).await?;
+                    self.world(&world).await?;
                 }
                 request = requests.message() => match request {
                     Ok(Some(request)) => self.handle(Event::Request(request)).await?,
                     Ok(None) => {
-                        info!("proxy closed its stream");
+                        info!("proxy left");
+                        return Ok(());
+                    }
+                    // An Envoy that ends closes the connection, not the stream. Whether it meant to, its drain tells.
+                    Err(_) if self.drained() => {
+                        info!("proxy left");
                         return Ok(());
                     }
                     Err(status) => {
@@ -422,51 +362,91 @@ impl StreamTask<'_> {
         }
     }
 
-    async fn world(&mut self, world: &Arc<World>, stream: u64) -> Result<(), Status> {
-        if !world.has_seen(self.proxy, stream) {
+    async fn world(&mut self, world: &Arc<World>) -> Result<(), Status> {
+        if !world.has_seen(self.proxy, self.registration.stream()) {
             return Ok(());
         }
         // Without its mesh a proxy keeps what it has.
         let Some(mesh) = world.mesh(&self.proxy.mesh) else { return Ok(()) };
         let svid = world.svids.get(self.proxy);
-        let snapshot = match &self.built {
-            Some(built) if built.is_from(mesh, svid) => {
-                // Other proxies' connections and certificates are no reason to build; another revision only has to be told.
+        self.progress.revision = world.zone_revision;
+        let unchanged = self.built.as_ref().is_some_and(|built| built.is_from(self.proxy, mesh, svid));
+        if unchanged && let Some(built) = &mut self.built {
+            // Compared with from now on, so that nothing older is kept.
+            built.mesh = mesh.clone();
+        }
+        let (snapshot, reads) = match &self.built {
+            Some(built) if unchanged => {
+                // What it did not read is no reason to build; another revision only has to be told.
                 if built.snapshot.global == world.global {
+                    self.look();
                     return Ok(());
                 }
-                ProxySnapshot {
+                let snapshot = ProxySnapshot {
                     zone_revision: world.zone_revision,
                     global: world.global,
                     ..built.snapshot.as_ref().clone()
-                }
+                };
+                (snapshot, built.reads.clone())
             }
-            _ => match build(world, self.proxy, &self.server.encoder) {
-                Some(snapshot) => snapshot,
+            _ => match build_tracked(world, self.proxy, &self.server.encoder) {
+                Some(built) => built,
                 // Deleted under a connected proxy, whose next stream brings it again if it may.
                 None => return Err(Status::unavailable("the Dataplane of this proxy is gone, connect again")),
             },
         };
-        if let Some(svid) = svid
-            && svid.serial != self.certificate
-        {
-            self.certificate.clone_from(&svid.serial);
-            let trusts = mesh
-                .trusts
-                .iter()
-                .filter_map(|t| Kri::of(&t.resource))
-                .map(|k| k.to_string())
-                .collect();
-            self.server.insights.certificate(self.proxy, svid, trusts);
+        let trusts = || mesh.trusts.iter().filter_map(|t| Kri::of(&t.resource)).map(|k| k.to_string());
+        match svid {
+            Some(svid) if svid.serial != self.certificate => {
+                self.certificate.clone_from(&svid.serial);
+                self.trusts = trusts().collect();
+                self.server.insights.certificate(self.proxy, svid, self.trusts.clone());
+            }
+            Some(_) if !trusts().eq(self.trusts.iter().cloned()) => {
+                self.trusts = trusts().collect();
+                self.server.insights.trusts(self.proxy, self.trusts.clone());
+            }
+            _ => {}
         }
         self.stage("built", snapshot.global);
         let snapshot = Arc::new(snapshot);
         self.built = Some(Built {
             mesh: mesh.clone(),
             svid: svid.cloned(),
+            reads,
             snapshot: snapshot.clone(),
         });
         self.handle(Event::Snapshot(snapshot)).await
+    }
+
+    /// Tells how far its Envoy is.
+    fn look(&mut self) {
+        let Some(built) = &self.built else { return };
+        if !self.progress.unanswered.is_empty() {
+            return;
+        }
+        // Nothing unanswered is not enough: it may have refused something, or not have asked for all of it yet.
+        if self.machine.runs_all() {
+            self.registration.applied(self.progress.revision);
+        }
+        if !self.progress.serving && self.progress.listens(&built.snapshot, &self.inbounds(&built.mesh)) {
+            self.progress.serving = true;
+            self.registration.serving();
+        }
+    }
+
+    /// It was told to end.
+    fn drained(&self) -> bool {
+        let world = self.server.worlds.borrow();
+        let dataplane = world.mesh(&self.proxy.mesh).and_then(|m| m.dataplanes.get(&self.proxy.name));
+        dataplane.is_some_and(|d| Phase::of(&d.spec) == Phase::Draining)
+    }
+
+    /// Names of the listeners of its inbounds.
+    fn inbounds(&self, mesh: &MeshWorld) -> Vec<String> {
+        let dataplane = mesh.dataplanes.get(&self.proxy.name);
+        let inbounds = dataplane.into_iter().flat_map(|d| &d.spec.networking.inbound);
+        inbounds.map(|i| names::inbound(&i.section())).collect()
     }
 
     fn stage(&self, stage: &'static str, global: Option<ursa_state::GlobalRevision>) {
@@ -480,12 +460,31 @@ impl StreamTask<'_> {
     async fn handle(&mut self, event: Event) -> Result<(), Status> {
         let global = match &event {
             Event::Snapshot(snapshot) => snapshot.global,
-            Event::Request(_) => None,
+            Event::Request(request) => {
+                if let Some(kind) = XdsType::by_type_url(&request.type_url) {
+                    self.progress.asked_for_secrets |= kind == XdsType::Secret;
+                    if !request.initial_resource_versions.is_empty() {
+                        self.progress.accepted.insert(kind);
+                    }
+                }
+                None
+            }
         };
         let (metrics, insights) = (&self.server.metrics, &self.server.insights);
         for action in self.machine.handle(event) {
             match action {
-                Action::Send { kind, response, unchanged } => {
+                Action::Send {
+                    kind,
+                    mut response,
+                    unchanged,
+                } => {
+                    if self.progress.accepted.is_empty() {
+                        // Envoy keeps it as a statistic: which control plane serves it.
+                        response.control_plane = Some(ControlPlane {
+                            identifier: insights.instance().to_owned(),
+                        });
+                    }
+                    self.progress.unanswered.insert(kind);
                     metrics.sent(kind, unchanged);
                     insights.count(self.proxy, kind, Count::Sent);
                     self.stage("pushed", global);
@@ -495,13 +494,16 @@ impl StreamTask<'_> {
                     }
                 }
                 Action::Report(Report::Acked(kind)) => {
+                    self.progress.unanswered.remove(&kind);
+                    self.progress.accepted.insert(kind);
                     metrics.acked(kind);
                     insights.count(self.proxy, kind, Count::Acked);
                 }
                 Action::Report(Report::Nacked { kind, names, message }) => {
+                    self.progress.unanswered.remove(&kind);
                     metrics.nacked(kind);
                     insights.count(self.proxy, kind, Count::Nacked);
-                    warn!(type_url = kind.type_url(), ?names, %message, "proxy refused configuration; it keeps what it had, and this is not sent again until it changes");
+                    warn!(type_url = kind.type_url(), ?names, %message, "proxy refused configuration; it keeps what it had; of several resources the good ones are sent again, and what is refused alone only once it changes");
                 }
                 Action::Report(Report::Settled { global, refused, .. }) => {
                     if !refused {
@@ -511,6 +513,7 @@ impl StreamTask<'_> {
                 Action::Close(status) => return Err(status),
             }
         }
+        self.look();
         Ok(())
     }
 }

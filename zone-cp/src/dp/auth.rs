@@ -7,7 +7,7 @@ use ursa_model::{
     kind::{dataplane::Dataplane, secret::Secret},
     labels,
 };
-use ursa_pki::token::{self, DataplaneClaims, KeySet, Revocations, VerifyingKey};
+use ursa_pki::token::{self, DataplaneClaims, Family, Known};
 use ursa_policy::Parsed;
 use ursa_state::View;
 
@@ -43,50 +43,24 @@ pub enum Denied {
     NoWorkload { identity: String },
 }
 
-/// Keys that sign dataplane tokens of a mesh: `dataplane-token-signing-key-<mesh>-<n>`, the number being the key id.
-pub fn keys(view: &View, mesh: &str) -> KeySet {
-    let prefix = format!("dataplane-token-signing-key-{mesh}");
-    let mut keys = KeySet::new();
-    for secret in view.list_in(Kind::Secret, mesh) {
-        let Some(rest) = secret.name().strip_prefix(&prefix) else {
-            continue;
-        };
-        let id = match rest.strip_prefix('-') {
-            Some(n) if !n.is_empty() && n.bytes().all(|c| c.is_ascii_digit()) => n,
-            None if rest.is_empty() => "0",
-            _ => continue,
-        };
-        if let Some(key) = secret
-            .spec::<Secret>()
-            .ok()
-            .and_then(|s| s.bytes())
-            .and_then(|pem| VerifyingKey::parse(&pem).ok())
-        {
-            keys.insert(id, key);
-        }
+/// Keys and revocations of the dataplane tokens of a mesh. Revocations are kept in a Secret of the mesh, and in practice also in a
+/// GlobalSecret of the same name (api.md 4.3).
+fn known(view: &View, mesh: &str) -> Known {
+    let family = Family::dataplane(mesh);
+    let content = |secret: &Resource| secret.spec::<Secret>().ok().and_then(|s| s.bytes()).unwrap_or_default();
+    let of_mesh = view.list_in(Kind::Secret, mesh).filter(|s| family.purpose(s.name()).is_some());
+    let of_all = ResourceKey::new(Kind::GlobalSecret, "", family.revocations())
+        .ok()
+        .and_then(|key| view.get(&key));
+    let known = family.read(of_mesh.chain(of_all).map(|s| (s.name(), content(s))));
+    for (secret, error) in &known.unreadable {
+        tracing::warn!(mesh, secret, %error, "dataplane tokens signed with this key are refused: it cannot be read");
     }
-    keys
+    known
 }
 
-/// Revoked token ids: kept in a Secret of the mesh, and in practice also in a GlobalSecret of the same name (api.md 4.3).
-pub fn revocations(view: &View, mesh: &str) -> Revocations {
-    let name = format!("dataplane-token-revocations-{mesh}");
-    let mut all = Revocations::new();
-    for key in [
-        ResourceKey::new(Kind::Secret, mesh, &name),
-        ResourceKey::new(Kind::GlobalSecret, "", &name),
-    ]
-    .into_iter()
-    .flatten()
-    {
-        if let Some(list) = view.get(&key).and_then(|s| s.spec::<Secret>().ok()).and_then(|s| s.text()) {
-            all.extend(&Revocations::parse(&list));
-        }
-    }
-    all
-}
-
-/// Checks a proxy's token against its identity and its Dataplane. Called once per stream.
+/// Checks a proxy's token against its identity and its Dataplane. Called once per stream; what changes later is checked with the
+/// workload of the claims, when a certificate is issued.
 pub fn authenticate(
     view: &View,
     mesh: Option<&MeshWorld>,
@@ -94,10 +68,17 @@ pub fn authenticate(
     dataplane: &Parsed<Dataplane>,
     token: Option<&str>,
     now: OffsetDateTime,
-) -> Result<(), Denied> {
+) -> Result<DataplaneClaims, Denied> {
     let claims = claims(view, proxy, token, now)?;
     check_bounds(&claims, proxy, &dataplane.resource)?;
-    check_workload(&claims, mesh, dataplane)
+    check_workload(&claims, mesh, dataplane)?;
+    Ok(claims)
+}
+
+/// Checks that a token may speak for the proxy of a stored Dataplane, to end its life in order.
+pub fn may_drain(view: &View, proxy: &ProxyId, stored: &Resource, token: Option<&str>, now: OffsetDateTime) -> Result<(), Denied> {
+    let claims = claims(view, proxy, token, now)?;
+    check_bounds(&claims, proxy, stored)
 }
 
 /// Checks that a token may also be the one of the Dataplane that a proxy is about to replace: otherwise whoever holds a token
@@ -110,12 +91,11 @@ pub fn may_replace(view: &View, proxy: &ProxyId, stored: &Resource, token: Optio
 
 /// Whether a token lets its proxy publish an address of the zone: it must carry the tag of a zone ingress,
 /// `kuma.io/listener-zoneingress: enabled`. Otherwise any sidecar could draw the traffic of other zones to itself.
-pub fn may_advertise(view: &View, proxy: &ProxyId, token: Option<&str>, now: OffsetDateTime) -> Result<bool, Denied> {
-    let claims = claims(view, proxy, token, now)?;
-    Ok(claims
+pub fn may_advertise(claims: &DataplaneClaims) -> bool {
+    claims
         .tags
         .get(labels::LISTENER_ZONE_INGRESS)
-        .is_some_and(|allowed| allowed.iter().any(|a| a == "enabled")))
+        .is_some_and(|allowed| allowed.iter().any(|a| a == "enabled"))
 }
 
 fn claims(view: &View, proxy: &ProxyId, token: Option<&str>, now: OffsetDateTime) -> Result<DataplaneClaims, Denied> {
@@ -123,11 +103,11 @@ fn claims(view: &View, proxy: &ProxyId, token: Option<&str>, now: OffsetDateTime
         .map(|t| t.strip_prefix("Bearer ").unwrap_or(t).trim())
         .filter(|t| !t.is_empty())
         .ok_or(Denied::NoToken)?;
-    let keys = keys(view, &proxy.mesh);
-    if keys.is_empty() {
+    let known = known(view, &proxy.mesh);
+    if known.keys.is_empty() {
         return Err(Denied::NoKey(proxy.mesh.to_string()));
     }
-    Ok(token::validate(token, &keys, &revocations(view, &proxy.mesh), now)?.claims)
+    Ok(token::validate(token, &known.keys, &known.revoked, now)?.claims)
 }
 
 /// What a token is bound to: name, mesh, labels, workload.

@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use axum::{
     Router,
     body::Bytes,
-    extract::{DefaultBodyLimit, State},
+    extract::{DefaultBodyLimit, Extension, State},
     http::{HeaderMap, StatusCode, Uri, header},
     response::{IntoResponse, Response},
     routing::post,
@@ -16,8 +16,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tracing::{info, warn};
 use ursa_model::{Kind, ResourceKey, labels};
+use ursa_pki::{Bundle, TrustedCa};
+use ursa_runtime::{serve, throttle::Throttle};
 
-use super::ads::{Registered, Registrar};
+use super::{
+    ads::{Registered, Registrar},
+    metadata,
+};
 use crate::world::ProxyId;
 
 /// Largest request, in bytes: a Dataplane and a CA bundle.
@@ -27,6 +32,8 @@ const MAX_BODY: usize = 1024 * 1024;
 #[derive(Clone)]
 pub struct Bootstrap {
     pub registrar: Registrar,
+    /// Refusals are logged once a minute each.
+    pub refusals: Throttle,
     /// The CA that signed the data-plane server's certificate, PEM.
     pub ca_pem: Arc<str>,
     /// Names and addresses in that certificate.
@@ -74,61 +81,122 @@ pub fn router(bootstrap: Bootstrap) -> Router {
 }
 
 /// An answer that is no bootstrap: kuma-dp treats a 4xx with a body as final and retries everything else.
-struct Refused(StatusCode, String);
+#[derive(Debug)]
+struct Refused {
+    status: StatusCode,
+    body: String,
+    /// For our log, when the body must be empty.
+    reason: Option<String>,
+}
 
-impl IntoResponse for Refused {
-    fn into_response(self) -> Response {
-        (self.0, [(header::CONTENT_TYPE, "text/plain")], self.1).into_response()
+impl Refused {
+    fn new(status: StatusCode, body: impl Into<String>) -> Self {
+        Self {
+            status,
+            body: body.into(),
+            reason: None,
+        }
+    }
+
+    fn unprocessable(body: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, body)
+    }
+
+    /// Not known yet: the empty body makes the client try again.
+    fn unknown(reason: String) -> Self {
+        Self {
+            reason: Some(reason),
+            ..Self::new(StatusCode::NOT_FOUND, "")
+        }
     }
 }
 
-async fn handle(State(bootstrap): State<Bootstrap>, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        (self.status, [(header::CONTENT_TYPE, "text/plain")], self.body).into_response()
+    }
+}
+
+async fn handle(
+    State(bootstrap): State<Bootstrap>,
+    peer: Option<Extension<serve::Peer>>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     match build(&bootstrap, &uri, &headers, &body) {
         Ok(response) => response,
         Err(refused) => {
-            warn!(status = refused.0.as_u16(), reason = %refused.1, "bootstrap refused");
+            let address = peer.map(|Extension(peer)| peer.addr);
+            let reason = refused.reason.as_deref().unwrap_or(&refused.body);
+            let from = address.map(|a| a.ip().to_string()).unwrap_or_default();
+            if let Some(repeated) = bootstrap.refusals.pass(&format!("bootstrap\n{from}\n{reason}")) {
+                let (status, address) = (refused.status.as_u16(), address.map(tracing::field::display));
+                warn!(status, address, reason, repeated, "bootstrap refused");
+            }
             refused.into_response()
         }
     }
 }
 
-fn build(bootstrap: &Bootstrap, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Result<Response, Refused> {
-    let request: Request =
-        serde_json::from_slice(body).map_err(|e| Refused(StatusCode::BAD_REQUEST, format!("the request is no valid JSON: {e}")))?;
-    let unprocessable = |text: String| Refused(StatusCode::UNPROCESSABLE_ENTITY, text);
+/// The request, as far as it can be checked by itself.
+fn parse(body: &[u8]) -> Result<Request, Refused> {
+    let bad = |e: serde_json::Error| Refused::new(StatusCode::BAD_REQUEST, format!("the request is no valid JSON: {e}"));
+    let value: Value = serde_json::from_slice(body).map_err(bad)?;
+    if !value.is_object() {
+        return Err(Refused::new(StatusCode::BAD_REQUEST, "the request is no JSON object"));
+    }
+    let request: Request = serde_json::from_value(value).map_err(bad)?;
     if !matches!(request.proxy_type.as_str(), "" | "dataplane") {
-        return Err(unprocessable(format!(
-            "proxy type {:?} is not supported, only dataplane is",
-            request.proxy_type
-        )));
+        let text = format!("proxy type {:?} is not supported, only dataplane is", request.proxy_type);
+        return Err(Refused::unprocessable(text));
+    }
+    for (field, port) in [("dnsPort", request.dns_port), ("readinessPort", request.readiness_port)] {
+        if u16::try_from(port).is_err() {
+            return Err(Refused::unprocessable(format!("{field}: {port} is no port")));
+        }
+    }
+    if !request.ca_cert.is_empty() {
+        let bundle = Bundle::parse(&request.ca_cert).map_err(|e| Refused::new(StatusCode::BAD_REQUEST, format!("caCert: {e}")))?;
+        if !bundle.certificates().iter().any(TrustedCa::is_ca) {
+            return Err(Refused::new(StatusCode::BAD_REQUEST, "caCert: it is no certificate authority"));
+        }
     }
     if request.dataplane_token.as_deref().is_none_or(str::is_empty) && request.dataplane_token_path.as_deref().is_none_or(str::is_empty) {
-        return Err(unprocessable("Dataplane Token is required. Generate token using 'kumactl generate dataplane-token > /path/file' and provide it via --dataplane-token-file=/path/file argument to Kuma DP".into()));
+        return Err(Refused::unprocessable(
+            "Dataplane Token is required. Generate token using 'kumactl generate dataplane-token > /path/file' and provide it via --dataplane-token-file=/path/file argument to Kuma DP",
+        ));
     }
+    Ok(request)
+}
+
+fn build(bootstrap: &Bootstrap, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Result<Response, Refused> {
+    let request = parse(body)?;
     let registered = match &request.dataplane_resource {
-        Some(text) => bootstrap.registrar.check(text).map_err(|e| unprocessable(e.to_string()))?,
+        Some(text) => bootstrap.registrar.check(text).map_err(|e| Refused::unprocessable(e.to_string()))?,
         None => {
-            let key = ResourceKey::new(Kind::Dataplane, &request.mesh, &request.name).map_err(|e| unprocessable(e.to_string()))?;
+            let key = ResourceKey::new(Kind::Dataplane, &request.mesh, &request.name).map_err(|e| Refused::unprocessable(e.to_string()))?;
             bootstrap
                 .registrar
                 .stored(&key)
-                .ok_or(Refused(StatusCode::NOT_FOUND, String::new()))?
+                .ok_or_else(|| Refused::unknown(format!("{key} does not exist")))?
         }
     };
-    if !bootstrap.registrar.mesh_exists(&registered.proxy.mesh) {
-        // Known again once the mesh arrives from the global: the empty body makes the client retry.
-        return Err(Refused(StatusCode::NOT_FOUND, String::new()));
+    let mesh = &registered.proxy.mesh;
+    if !bootstrap.registrar.mesh_exists(mesh) {
+        // Known again once the mesh arrives from the global.
+        return Err(Refused::unknown(format!("mesh {mesh} does not exist in this zone yet")));
     }
-    let host = host_of(uri, headers).ok_or_else(|| Refused(StatusCode::BAD_REQUEST, "the request has no Host".into()))?;
+    let host = host_of(uri, headers).ok_or_else(|| Refused::new(StatusCode::BAD_REQUEST, "the request has no Host"))?;
     if !bootstrap.sans.iter().any(|san| san == &host) {
         let text = format!(
             "SAN mismatch: {host:?} is not in the certificate of the data-plane server, which is valid for {}",
             bootstrap.sans.join(", ")
         );
-        return Err(Refused(StatusCode::BAD_REQUEST, text));
+        return Err(Refused::new(StatusCode::BAD_REQUEST, text));
     }
     let config = envoy(bootstrap, &request, &registered, &host);
-    let text = serde_json::to_string_pretty(&config).map_err(|e| Refused(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
+    let text = serde_json::to_string_pretty(&config).map_err(|e| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, e.to_string()))?;
     info!(proxy = %registered.proxy, "bootstrap served");
     let accepts_json = headers
         .get(header::ACCEPT)
@@ -213,9 +281,18 @@ fn envoy(bootstrap: &Bootstrap, request: &Request, registered: &Registered, host
     if !token.is_null() {
         grpc["initial_metadata"] = json!([token]);
     }
+    // Ours tell by themselves when they drain; of others their Envoy tells.
+    let hds = (!request.dynamic_metadata.contains_key(metadata::INSTANCE)).then(|| {
+        json!({
+            "api_type": "GRPC",
+            "transport_api_version": "V3",
+            "set_node_on_first_message_only": true,
+            "grpc_services": [grpc.clone()],
+        })
+    });
     // An address is no server name (RFC 6066): servers complain.
     let server_name = if is_ip { "" } else { host };
-    json!({
+    let mut config = json!({
         "node": {
             "id": proxy.to_string(),
             "cluster": registered.labels.get(labels::WORKLOAD).map_or("unknown", String::as_str),
@@ -280,5 +357,9 @@ fn envoy(bootstrap: &Bootstrap, request: &Request, registered: &Registered, host
                     {"endpoint": {"address": {"socket_address": {"address": host, "port_value": bootstrap.port}}}}]}]},
             }],
         },
-    })
+    });
+    if let (Some(hds), Some(fields)) = (hds, config.as_object_mut()) {
+        fields.insert("hds_config".into(), hds);
+    }
+    config
 }

@@ -75,6 +75,11 @@ impl Insights {
         }
     }
 
+    /// This process, as insights name it.
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
     /// A stream opened.
     pub fn connected(&self, proxy: &ProxyId, subscription: &str, version: Option<DpVersion>, metadata: serde_json::Value) {
         self.change(proxy, |entry, now| {
@@ -123,6 +128,16 @@ impl Insights {
                 issued_backend: svid.secret_name.clone(),
                 supported_backends: trusts,
             });
+        });
+        self.flush_one(proxy);
+    }
+
+    /// The CAs that the proxy trusts changed.
+    pub fn trusts(&self, proxy: &ProxyId, trusts: Vec<String>) {
+        self.change(proxy, |entry, _| {
+            if let Some(mtls) = &mut entry.insight.mtls {
+                mtls.supported_backends = trusts;
+            }
         });
         self.flush_one(proxy);
     }

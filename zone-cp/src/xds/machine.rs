@@ -5,26 +5,30 @@
 //!   to endpoints before it ACKs the clusters that name them;
 //! - make before break: listeners and routes of a snapshot wait until its clusters and endpoints are in place, clusters are
 //!   removed only after the listeners and routes that named them are gone;
-//! - content that was NACKed is not sent again until it changes;
+//! - one bad resource keeps none of its companions from the client: of a response that was NACKed the parts are sent again, in
+//!   smaller and smaller responses, until what is bad is alone. So each content is NACKed a logarithmic number of times at most;
+//! - content that was NACKed alone is not sent again until it changes;
 //! - nothing is sent that the client is known to hold, with one exception: endpoints follow a changed cluster again, because a
 //!   cluster warms up anew and waits for them.
 //!
 //! Source: <https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol>, "Incremental xDS".
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 
 use ursa_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use ursa_state::GlobalRevision;
 
-use crate::snapshot::{ProxySnapshot, XdsType};
+use crate::snapshot::{ProxySnapshot, XdsResource, XdsType};
 
 /// Most names a client may subscribe to, per type: bounds what a broken client makes us keep.
 const MAX_NAMES: usize = 20_000;
 /// Longest name, in bytes.
 const MAX_NAME: usize = 2_048;
+/// What is kept of the reason for a NACK, in characters.
+const MAX_MESSAGE: usize = 2_048;
 
 /// What happens to the machine.
 #[allow(clippy::large_enum_variant, reason = "events are handled at once and never kept")]
@@ -65,10 +69,13 @@ pub enum Report {
     },
 }
 
+/// Names with the versions sent; `None` is a removal.
+type Sent = Vec<(String, Option<Arc<str>>)>;
+
 #[derive(Debug)]
 struct InFlight {
     nonce: String,
-    sent: Vec<(String, Option<Arc<str>>)>,
+    sent: Sent,
 }
 
 /// What we know of one type on this stream.
@@ -78,15 +85,94 @@ struct TypeState {
     subscribed: bool,
     wildcard: bool,
     names: BTreeSet<String>,
-    /// By name, what the client was last told: a version, or that it does not exist.
+    /// By name, what the client was last told: a version, or that it does not exist. The latter also after a NACK, which leaves
+    /// open what it holds.
     known: BTreeMap<String, Option<Arc<str>>>,
-    /// By name, the version that the client refused.
+    /// By name, the version that the client refused, alone.
     refused: BTreeMap<String, Arc<str>>,
+    /// By name, the version that the client refused in company and that is still to be sent again.
+    suspects: BTreeMap<String, Arc<str>>,
+    /// The suspects in parts, each of which is a response of its own. Names that are no suspects any more do not count.
+    parts: VecDeque<Vec<String>>,
+    /// The last response was such a part: then it is the turn of what is new, so that neither keeps the other waiting.
+    probed: bool,
     in_flight: Option<InFlight>,
     /// An answer is due even when empty: the first one of a wildcard, which a starting Envoy waits for.
     owes_answer: bool,
     /// Endpoints to send again, because their cluster changed.
     again: BTreeSet<String>,
+}
+
+impl TypeState {
+    /// Takes a NACK in. What was refused alone is refused; of several it is not known which: an Envoy may take none of them (one
+    /// cannot be decoded), or all but those that its message names. So they are sent again in parts: first those that the
+    /// message does not name, then each that it names; without a hint, the two halves. The message is only a hint: whatever it
+    /// says, each part is smaller than the whole, so this ends.
+    fn refuse(&mut self, kind: XdsType, sent: Sent, message: &str) {
+        let resources: Vec<(String, Arc<str>)> = sent.iter().filter_map(|(n, v)| Some((n.clone(), v.clone()?))).collect();
+        for (name, _) in &resources {
+            // It may hold this, something older or nothing.
+            self.known.insert(name.clone(), None);
+        }
+        if !resources.is_empty() {
+            // Removals beside resources may have been left out as well. A NACK of nothing but removals has no remedy.
+            for (name, _) in sent.into_iter().filter(|(_, version)| version.is_none()) {
+                if kind.is_wildcard() {
+                    self.known.insert(name, None);
+                } else {
+                    self.known.remove(&name);
+                }
+            }
+        }
+        let parts = match <[_; 1]>::try_from(resources) {
+            Ok([(name, version)]) => {
+                self.refused.insert(name, version);
+                return;
+            }
+            Err(resources) => {
+                let (named, others): (Vec<_>, Vec<_>) = resources.into_iter().partition(|(name, _)| message.contains(name.as_str()));
+                if named.is_empty() || others.is_empty() {
+                    let mut first = [named, others].concat();
+                    let second = first.split_off(first.len() / 2);
+                    vec![first, second]
+                } else {
+                    let alone = named.into_iter().map(|one| vec![one]);
+                    [others].into_iter().chain(alone).collect()
+                }
+            }
+        };
+        for part in parts.into_iter().filter(|p| !p.is_empty()) {
+            self.parts.push_back(part.iter().map(|(name, _)| name.clone()).collect());
+            self.suspects.extend(part);
+        }
+    }
+
+    /// What of `missing` goes into the next response, and whether that is a part of a NACKed one.
+    fn next_part(&mut self, missing: Vec<String>, newest: &BTreeMap<String, XdsResource>) -> (Vec<String>, bool) {
+        if self.suspects.is_empty() {
+            return (missing, false);
+        }
+        // Of what changed or went since the NACK, nothing is known.
+        let (current, new): (BTreeSet<String>, BTreeSet<String>) = missing.into_iter().partition(|name| {
+            self.suspects
+                .get(name)
+                .is_some_and(|v| newest.get(name).is_some_and(|r| r.version == *v))
+        });
+        self.suspects.retain(|name, _| current.contains(name));
+        if !new.is_empty() && self.probed {
+            self.probed = false;
+            return (new.into_iter().collect(), false);
+        }
+        while let Some(mut part) = self.parts.pop_front() {
+            part.retain(|name| self.suspects.remove(name).is_some());
+            if !part.is_empty() {
+                self.probed = true;
+                return (part, true);
+            }
+        }
+        self.suspects.clear();
+        (new.into_iter().chain(current).collect(), false)
+    }
 }
 
 /// See the module's text.
@@ -96,6 +182,8 @@ pub struct Machine {
     snapshot: Option<Arc<ProxySnapshot>>,
     nonce: u64,
     settled: Option<(u64, Option<GlobalRevision>)>,
+    /// See [`Machine::runs_all`].
+    runs_all: bool,
 }
 
 impl Machine {
@@ -104,6 +192,11 @@ impl Machine {
             types: XdsType::ALL.into_iter().map(|t| (t, TypeState::default())).collect(),
             ..Self::default()
         }
+    }
+
+    /// The client took everything of the newest snapshot, and refused nothing of it.
+    pub fn runs_all(&self) -> bool {
+        self.runs_all
     }
 
     pub fn handle(&mut self, event: Event) -> Vec<Action> {
@@ -169,6 +262,7 @@ impl Machine {
             state.known.remove(&name);
             state.refused.remove(&name);
             state.again.remove(&name);
+            state.suspects.remove(&name);
         }
         if state.in_flight.as_ref().is_none_or(|f| f.nonce != request.response_nonce) {
             return Ok(());
@@ -183,12 +277,8 @@ impl Machine {
             }
             Some(error) => {
                 let names = answered.sent.iter().map(|(name, _)| name.clone()).collect();
-                for (name, version) in answered.sent {
-                    if let Some(version) = version {
-                        state.refused.insert(name, version);
-                    }
-                }
-                let message = error.message.chars().take(2_048).collect();
+                let message: String = error.message.chars().take(MAX_MESSAGE).collect();
+                state.refuse(kind, answered.sent, &message);
                 actions.push(Action::Report(Report::Nacked { kind, names, message }));
             }
         }
@@ -210,9 +300,10 @@ impl Machine {
         self.send_cluster_removals(&snapshot, actions);
         let done = XdsType::ALL.into_iter().all(|kind| self.is_settled(kind, &snapshot)) && self.types[&XdsType::Cluster].subscribed;
         let at = (snapshot.zone_revision, snapshot.global);
+        let refused = done && XdsType::ALL.into_iter().any(|kind| self.refuses_any(kind, &snapshot));
+        self.runs_all = done && !refused;
         if done && self.settled != Some(at) {
             self.settled = Some(at);
-            let refused = XdsType::ALL.into_iter().any(|kind| self.refuses_any(kind, &snapshot));
             actions.push(Action::Report(Report::Settled {
                 zone_revision: at.0,
                 global: at.1,
@@ -222,15 +313,19 @@ impl Machine {
     }
 
     /// Clusters and endpoints of the snapshot are accepted, so that listeners and routes may name them. A refused cluster must
-    /// not hold the others' listeners up for ever.
+    /// not hold the others' listeners up for ever: nobody asks for its endpoints.
     fn foundations_in_place(&self, snapshot: &ProxySnapshot) -> bool {
         let (clusters, endpoints) = (&self.types[&XdsType::Cluster], &self.types[&XdsType::Endpoint]);
-        if self.refuses_any(XdsType::Cluster, snapshot) || self.refuses_any(XdsType::Endpoint, snapshot) {
-            return clusters.in_flight.is_none() && endpoints.in_flight.is_none();
-        }
+        let refused = |name: &String| {
+            let newest = snapshot.of(XdsType::Cluster).get(name).map(|r| &r.version);
+            newest.is_some() && clusters.refused.get(name) == newest
+        };
         self.is_settled(XdsType::Cluster, snapshot)
             && self.is_settled(XdsType::Endpoint, snapshot)
-            && snapshot.of(XdsType::Endpoint).keys().all(|name| endpoints.known.contains_key(name))
+            && snapshot
+                .of(XdsType::Endpoint)
+                .keys()
+                .all(|name| endpoints.known.contains_key(name) || refused(name))
     }
 
     /// Listeners and routes of the snapshot are in place, so that nothing names a cluster that it lacks. On a new stream of a
@@ -266,6 +361,7 @@ impl Machine {
             return;
         }
         let names = missing(state, kind, snapshot);
+        let (names, probing) = state.next_part(names, snapshot.of(kind));
         if names.is_empty() && !state.owes_answer {
             return;
         }
@@ -277,9 +373,11 @@ impl Machine {
         for name in names {
             match snapshot.of(kind).get(&name) {
                 Some(resource) => {
-                    if state.known.get(&name).is_some_and(|k| k.as_ref() == Some(&resource.version)) && !state.again.contains(&name) {
+                    let told = state.known.get(&name).is_some_and(|k| k.as_ref() == Some(&resource.version));
+                    if told && !probing && !state.again.contains(&name) {
                         unchanged += 1;
                     }
+                    state.again.remove(&name);
                     resources.push(Resource {
                         version: resource.version.to_string(),
                         resource: Some(prost_types::Any {
@@ -307,7 +405,6 @@ impl Machine {
                 sent.push((name, None));
             }
         }
-        state.again.clear();
         let changed: Vec<String> = if kind == XdsType::Cluster {
             sent.iter().map(|(n, _)| n.clone()).collect()
         } else {
@@ -354,7 +451,7 @@ impl Machine {
         snapshot: &ProxySnapshot,
         resources: Vec<Resource>,
         removed: Vec<String>,
-        sent: Vec<(String, Option<Arc<str>>)>,
+        sent: Sent,
         unchanged: usize,
         actions: &mut Vec<Action>,
     ) {

@@ -1,3 +1,4 @@
-//! Delta ADS: the protocol as a pure machine, and the server around it.
+//! Delta ADS: the protocol as a pure machine. Beside it the messages of health discovery.
 
+pub mod hds;
 pub mod machine;

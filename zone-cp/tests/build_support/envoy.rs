@@ -1,9 +1,12 @@
 //! A real Envoy, and a plain HTTP client to go through it.
 
+#![allow(dead_code, reason = "not every test needs all of it")]
+
 use std::{
-    net::SocketAddr,
+    net::{SocketAddr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -14,6 +17,8 @@ use tokio::{
     net::{TcpStream, UnixStream},
     time::{Instant, timeout},
 };
+
+use crate::support::Addresses;
 
 /// The binary, from `ENVOY_BIN`. Says so when it is missing, and fails under CI.
 pub fn binary() -> Option<PathBuf> {
@@ -268,4 +273,35 @@ pub async fn wait_answer(what: &str, address: &str, path: &str, headers: &[(&str
         #[allow(clippy::disallowed_methods)] // a test that polls a real process
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// A free port of `host`, and none of these: the system may give a port that was just given back once more.
+pub fn free_port(host: &str, but: &[u16]) -> u16 {
+    let free = || TcpListener::bind((host, 0)).unwrap().local_addr().unwrap().port();
+    std::iter::repeat_with(free).find(|port| !but.contains(port)).unwrap()
+}
+
+/// Free ports on loopback addresses that no other test uses, in this process or another.
+pub fn free_addresses() -> Addresses {
+    static TESTS: AtomicU32 = AtomicU32::new(0);
+    let test = TESTS.fetch_add(1, Ordering::Relaxed) * 4;
+    let pid = std::process::id();
+    let host = |n: u32| format!("127.{}.{}.{}", 64 + pid % 128, (pid / 128) % 250, 1 + test + n);
+    let mut all = Addresses {
+        frontend: host(0),
+        ingress: host(1),
+        backend_west: host(2),
+        backend_east: host(3),
+        ..Addresses::default()
+    };
+    all.frontend_outbound = free_port(&all.frontend, &[]);
+    all.frontend_inbound = free_port(&all.frontend, &[all.frontend_outbound]);
+    all.ingress_port = free_port(&all.ingress, &[]);
+    all.backend_inbound = free_port(&all.backend_west, &[]);
+    // The application is on every host.
+    all.app_port = free_port(
+        &all.backend_west,
+        &[all.backend_inbound, all.frontend_inbound, all.frontend_outbound],
+    );
+    all
 }

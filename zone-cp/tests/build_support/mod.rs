@@ -15,6 +15,7 @@ use ursa_pki::CertificateAuthority;
 use ursa_state::{Changeset, Command, Expect, Op, Put, RequestId, State};
 use ursa_zone_cp::{
     build::{self, Encoder, plan::Plan},
+    resolve::Names,
     snapshot::ProxySnapshot,
     world::{IssuedSvid, ProxyId, Svids, World},
 };
@@ -51,6 +52,8 @@ pub struct Zone {
     pub svids: Svids,
     /// Problems that the last world reported.
     pub problems: Vec<String>,
+    /// What DNS names stand for.
+    pub names: Names,
 }
 
 impl std::fmt::Debug for Zone {
@@ -76,6 +79,7 @@ impl Zone {
             index: 0,
             svids: Svids::new(),
             problems: Vec::new(),
+            names: Names::new(),
         };
         zone.put_at(Kind::Mesh, "", MESH, Labels::new(), json!({}), None);
         zone
@@ -117,7 +121,36 @@ impl Zone {
 
     pub fn world(&mut self) -> World {
         self.problems.clear();
-        World::empty(self.name.parse().unwrap()).next(self.state.view(), Arc::new(self.svids.clone()), &mut self.problems)
+        let before = World {
+            names: Arc::new(self.names.clone()),
+            ..World::empty(self.name.parse().unwrap())
+        };
+        before.next(self.state.view(), Arc::new(self.svids.clone()), &mut self.problems)
+    }
+
+    /// The world that follows another one of this zone, and shares with it what did not change.
+    pub fn next_world(&mut self, before: &World) -> World {
+        before.next(self.state.view(), before.svids.clone(), &mut self.problems)
+    }
+
+    /// Takes over a resource of another zone, whatever it replaces.
+    pub fn take_from(&mut self, other: &Self, nth: usize) {
+        let all: Vec<_> = other.state.view().iter().filter(|r| r.key.kind() != Kind::Mesh).cloned().collect();
+        let Some(r) = all.get(nth % all.len().max(1)) else { return };
+        self.put_raw(r.key.kind(), r.mesh(), r.name(), r.labels.clone(), r.spec.clone(), r.status.clone());
+    }
+
+    /// Deletes a resource.
+    pub fn lose(&mut self, nth: usize) {
+        let all: Vec<_> = self
+            .state
+            .view()
+            .iter()
+            .map(|r| r.key.clone())
+            .filter(|k| k.kind() != Kind::Mesh)
+            .collect();
+        let Some(key) = all.get(nth % all.len().max(1)) else { return };
+        self.delete(key.kind(), key.name());
     }
 
     pub fn plan(&mut self, proxy: &str) -> Plan {

@@ -27,6 +27,7 @@ use ursa_zone_cp::{
     dp::{
         ads::{AdsServer, Registrar},
         bootstrap::{self, Bootstrap},
+        drain::{self, Drain},
         insight::Insights,
     },
     metrics::XdsMetrics,
@@ -102,6 +103,7 @@ pub struct TestZone {
     pub tasks: Tasks,
     pub metrics: XdsMetrics,
     pub worlds: watch::Receiver<Arc<World>>,
+    pub connections: Connections,
 }
 
 pub const MESH: &str = "default";
@@ -134,10 +136,14 @@ impl TestZone {
             store: propose,
         };
         let metrics = XdsMetrics::default();
+        let drain = Drain {
+            registrar: registrar.clone(),
+            connections: connections.clone(),
+        };
         let ads = AdsServer {
             registrar: registrar.clone(),
             worlds: world_views.clone(),
-            connections,
+            connections: connections.clone(),
             insights: Insights::new(zone, "test", observed.clone()),
             encoder: Arc::new(Encoder::default()),
             metrics: metrics.clone(),
@@ -149,8 +155,10 @@ impl TestZone {
         let address = listener.local_addr().unwrap();
         let app = tonic::service::Routes::new(AggregatedDiscoveryServiceServer::new(ads))
             .into_axum_router()
+            .merge(drain::router(drain))
             .merge(bootstrap::router(Bootstrap {
                 registrar,
+                refusals: connections.refusals().clone(),
                 ca_pem: "CA".into(),
                 sans: Arc::from(["127.0.0.1".to_owned()]),
                 port: address.port(),
@@ -167,6 +175,7 @@ impl TestZone {
             tasks,
             metrics,
             worlds: world_views,
+            connections,
         }
     }
 
@@ -208,6 +217,29 @@ impl TestZone {
             .unwrap()
             .into_inner();
         (requests, responses)
+    }
+
+    /// `POST /drain`.
+    pub async fn drain(&self, body: Value) -> (u16, String) {
+        self.post("/drain", body.to_string()).await
+    }
+
+    /// One POST over HTTP/1.1; status and body.
+    pub async fn post(&self, path: &str, body: String) -> (u16, String) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(self.address).await.unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            self.address,
+            body.len()
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(body.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
     }
 
     /// Waits for a condition on the durable tier.

@@ -1,4 +1,4 @@
-//! Step 1: every process starts, the node leads, both zones are online, every proxy has its configuration.
+//! Step 1: every process starts, a node leads, both zones are online, every proxy has its configuration.
 //!
 //! Invariant: nothing is prepared by hand; tokens, CAs and configuration come from the programs themselves, as for a user.
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -20,22 +20,55 @@ const TOKEN_VALIDITY: &str = "24h";
 /// # Errors
 /// If a process does not start, or something does not come about in time.
 pub async fn run(demo: &mut Demo) -> anyhow::Result<()> {
-    demo.report.step("1. One global control plane, two zones, three workloads");
+    let title = match demo.topology.globals.len() {
+        1 => "1. One global control plane, two zones, three workloads",
+        _ => "1. A global control plane of three nodes, two zones, three workloads",
+    };
+    demo.report.step(title);
+    if demo.topology.is_cluster() {
+        cluster_pki(demo).await?;
+    }
     globals(demo).await?;
     zones(demo).await?;
     proxies(demo).await
 }
 
+/// The CA of the cluster and a certificate for each node, as an operator makes them.
+async fn cluster_pki(demo: &mut Demo) -> anyhow::Result<()> {
+    let start = Instant::now();
+    for arguments in demo.places.pki_commands(&demo.topology) {
+        let done = tokio::process::Command::new(demo.places.program("global-cp"))
+            .args(&arguments)
+            .env_clear()
+            .output()
+            .await?;
+        anyhow::ensure!(
+            done.status.success(),
+            "global-cp {} failed: {}",
+            arguments.join(" "),
+            String::from_utf8_lossy(&done.stderr)
+        );
+    }
+    demo.report.did(
+        "global-cp pki init, and pki node for each: a CA and the nodes' certificates",
+        start.elapsed(),
+    );
+    Ok(())
+}
+
 async fn globals(demo: &mut Demo) -> anyhow::Result<()> {
+    let start = Instant::now();
+    // All at once: none is ready before a majority is there.
     for global in demo.topology.globals.clone() {
-        let start = Instant::now();
-        demo.fleet.start(demo.places.global(&global)?)?;
+        demo.fleet.start(demo.places.global(&demo.topology, &global)?)?;
+    }
+    for global in demo.topology.globals.clone() {
         demo.fleet.wait_ready(&global.name(), START).await?;
         demo.report.did(&format!("{} is ready", global.name()), start.elapsed());
     }
     let (revision, _) = demo.apply("mesh.yaml").await?;
     demo.report
-        .check("the node leads: it commits a write", revision > 0, format!("revision {revision}"));
+        .check("a node leads: it commits a write", revision > 0, format!("revision {revision}"));
     Ok(())
 }
 
@@ -70,15 +103,9 @@ async fn zones(demo: &mut Demo) -> anyhow::Result<()> {
 async fn proxies(demo: &mut Demo) -> anyhow::Result<()> {
     let start = Instant::now();
     for zone in demo.topology.zones.clone() {
-        let api = demo.zone(&zone)?;
         for proxy in zone.proxies() {
-            save_dataplane_token(demo, &api, proxy).await?;
+            start_proxy(demo, proxy).await?;
         }
-        for sidecar in &zone.sidecars {
-            demo.fleet.start(demo.places.application(sidecar))?;
-            demo.fleet.start(demo.places.sidecar(&zone, sidecar))?;
-        }
-        demo.fleet.start(demo.places.ingress(&zone))?;
     }
     let names: Vec<String> = demo
         .topology
@@ -104,11 +131,25 @@ async fn proxies(demo: &mut Demo) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Gets a token for a proxy from its zone and starts it, with its application if it is a sidecar. Does not wait until it is ready.
+///
+/// # Errors
+/// If there is no token in time, or a program cannot be started.
+pub async fn start_proxy(demo: &Demo, proxy: &Proxy) -> anyhow::Result<()> {
+    let zone = demo.topology.zone(&proxy.zone);
+    save_dataplane_token(demo, &demo.zone(zone)?, proxy).await?;
+    if proxy.is_ingress() {
+        return demo.fleet.start(demo.places.ingress(zone, proxy));
+    }
+    demo.fleet.start(demo.places.application(proxy))?;
+    demo.fleet.start(demo.places.sidecar(zone, proxy))
+}
+
 /// The zone's key for these tokens comes from the global: right after the start it may still be on its way.
 async fn save_dataplane_token(demo: &Demo, api: &Api, proxy: &Proxy) -> anyhow::Result<()> {
     let mut body =
         json!({"name": proxy.dataplane, "mesh": MESH, "type": "dataplane", "workload": proxy.workload, "validFor": TOKEN_VALIDITY});
-    if proxy.workload == "zone-ingress" {
+    if proxy.is_ingress() {
         // Lets it publish the zone's address.
         body["tags"] = json!({"kuma.io/listener-zoneingress": ["enabled"]});
     }

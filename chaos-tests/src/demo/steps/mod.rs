@@ -3,3 +3,4 @@ pub mod bring_up;
 pub mod canary;
 pub mod identity;
 pub mod propagation;
+pub mod survive;

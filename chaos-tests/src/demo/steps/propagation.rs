@@ -85,8 +85,9 @@ pub async fn run(demo: &mut Demo) -> anyhow::Result<()> {
         demo.changes
     ));
     let mut toggles = prepare(demo).await?;
-    let global = demo.global()?;
-    let mut committed = Stages::new(demo.diagnostics(demo.topology.globals[0].ip));
+    // The PUTs go to the nodes by turns; each one's own ring says when it had the change committed.
+    let nodes = demo.nodes()?;
+    let mut committed: Vec<Stages> = demo.topology.globals.iter().map(|g| Stages::new(demo.diagnostics(g.ip))).collect();
     let mut zones: Vec<(String, Stages)> = demo
         .topology
         .zones
@@ -103,13 +104,21 @@ pub async fn run(demo: &mut Demo) -> anyhow::Result<()> {
             .find(|(name, _)| *name == toggle.zone.name)
             .context("a zone without stages")?
             .1;
-        one(&global, toggle, form, [&mut committed, zone], [&mut new, &mut kept], &mut totals)
-            .await
-            .with_context(|| format!("change {} of {}: {} to form {form}", change + 1, demo.changes, toggle.name))?;
+        let node = change as usize % nodes.len();
+        one(
+            &nodes[node],
+            toggle,
+            form,
+            [&mut committed[node], zone],
+            [&mut new, &mut kept],
+            &mut totals,
+        )
+        .await
+        .with_context(|| format!("change {} of {}: {} to form {form}", change + 1, demo.changes, toggle.name))?;
     }
     demo.report.did(&format!("{} changes", demo.changes), start.elapsed());
     conclude(demo, &toggles, &totals, kept.connections());
-    restore(demo, &global).await
+    restore(demo, &nodes[0]).await
 }
 
 /// Puts the permission for each zone into a resource of its own, so that west can be denied while east is not.

@@ -39,6 +39,26 @@ pub struct TargetRef {
     pub labels: Option<Labels>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub section_name: Option<String>,
+    /// Only Kuma 2 writes it: a policy of its default mesh is about gateways alone. Empty means all proxies.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub proxy_types: Vec<ProxyType>,
+}
+
+/// What a proxy stands before: a workload, or everything behind a gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProxyType {
+    Sidecar,
+    Gateway,
+}
+
+/// An item of `from`, as Kuma 2 has it beside `to`; Kuma 3 has `rules` instead. It is about all inbound traffic: what else Kuma 2 can
+/// say there goes by tags.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FromItem<C> {
+    pub target_ref: TargetRef,
+    #[serde(default)]
+    pub default: C,
 }
 
 /// Checks a target reference: `allowed` kinds, whether a section may be named, and the rules every kind has.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Spec,
-    common::{TargetKind, TargetRef, validate_len, validate_target_ref},
+    common::{FromItem, TargetKind, TargetRef, validate_len, validate_target_ref},
     mesh_http_route::IntOrString,
 };
 use crate::{duration::GoDuration, validate::Violations};
@@ -23,6 +23,9 @@ pub struct MeshCircuitBreaker {
     pub to: Vec<To>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
+    /// Kuma 2's rules.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from: Vec<FromItem<Conf>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -228,15 +231,20 @@ impl Spec for MeshCircuitBreaker {
                 "targetRef",
                 target,
                 &[TargetKind::Mesh, TargetKind::Dataplane],
-                !self.rules.is_empty(),
+                !self.rules.is_empty() || !self.from.is_empty(),
                 out,
             );
         }
-        if self.rules.is_empty() && self.to.is_empty() {
+        if self.rules.is_empty() && self.to.is_empty() && self.from.is_empty() {
             out.add("", "at least one of 'to' or 'rules' has to be defined");
         }
         validate_len("to", &self.to, MAX_ITEMS, out);
         validate_len("rules", &self.rules, MAX_ITEMS, out);
+        validate_len("from", &self.from, MAX_ITEMS, out);
+        for (i, from) in self.from.iter().enumerate() {
+            validate_target_ref(&format!("from[{i}].targetRef"), &from.target_ref, &[TargetKind::Mesh], false, out);
+            from.default.validate(&format!("from[{i}].default"), out);
+        }
         for (i, rule) in self.rules.iter().enumerate() {
             rule.default.validate(&format!("rules[{i}].default"), out);
         }
@@ -287,6 +295,18 @@ mod tests {
     }
 
     #[test]
+    fn what_kuma_2_says_by_from_is_kept_if_it_is_about_all_traffic() {
+        let conf = json!({"connectionLimits": {"maxConnections": 1}});
+        let of = |kind: &str| json!({"to": [{"targetRef": {"kind": "Mesh"}, "default": conf}], "from": [{"targetRef": {"kind": kind}, "default": conf}]});
+        assert_eq!(canonical(of("Mesh")), Ok(of("Mesh")));
+        assert_eq!(canonical(of("MeshService")), Err(vec!["from[0].targetRef.kind".to_owned()]));
+        canonical(of("MeshSubset")).unwrap_err();
+        let mut alone = of("Mesh");
+        alone.as_object_mut().unwrap().remove("to");
+        assert_eq!(canonical(alone.clone()), Ok(alone));
+    }
+
+    #[test]
     fn bad_ones_name_their_field() {
         let outlier = |o: Value| {
             let mut o = o;
@@ -302,7 +322,10 @@ mod tests {
                 to_mesh(json!({"connectionLimits": {"maxRetries": 0}})),
                 "to[0].default.connectionLimits.maxRetries",
             ),
-            (to_mesh(json!({"connectionLimits": {"maxRetries": -1}})), ""),
+            (
+                to_mesh(json!({"connectionLimits": {"maxRetries": -1}})),
+                "to[0].default.connectionLimits.maxRetries",
+            ),
             (to_mesh(json!({"outlierDetection": {}})), "to[0].default.outlierDetection.detectors"),
             (detectors(json!({})), "to[0].default.outlierDetection.detectors"),
             (outlier(json!({"interval": "0s"})), "to[0].default.outlierDetection.interval"),

@@ -468,7 +468,7 @@ mod tests {
             ),
             (
                 to_mesh(json!({"http": {"hostSelection": [{"predicate": "Other"}]}})),
-                vec![String::new()],
+                at(".http.hostSelection[0].predicate"),
             ),
             (
                 json!({"to": [{"targetRef": {"kind": "Dataplane"}, "default": {"tcp": {"maxConnectAttempt": 1}}}]}),

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Spec,
-    common::{TargetKind, TargetRef, validate_len, validate_target_ref},
+    common::{FromItem, TargetKind, TargetRef, validate_len, validate_target_ref},
     mesh_traffic_permission::{MAX_MATCHES, Match},
 };
 use crate::{duration::GoDuration, validate::Violations};
@@ -24,6 +24,9 @@ pub struct MeshTimeout {
     pub to: Vec<To>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rules: Vec<Rule>,
+    /// Kuma 2's rules.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from: Vec<FromItem<Conf>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,18 +120,23 @@ impl Spec for MeshTimeout {
                 "targetRef",
                 target,
                 &[TargetKind::Mesh, TargetKind::Dataplane],
-                !self.rules.is_empty(),
+                !self.rules.is_empty() || !self.from.is_empty(),
                 out,
             );
         }
         if !self.rules.is_empty() && !self.to.is_empty() {
             out.add("", "fields 'to' must be empty when 'rules' is defined");
         }
-        if self.rules.is_empty() && self.to.is_empty() {
+        if self.rules.is_empty() && self.to.is_empty() && self.from.is_empty() {
             out.add("", "at least one of 'to' or 'rules' has to be defined");
         }
         validate_len("to", &self.to, MAX_ITEMS, out);
         validate_len("rules", &self.rules, MAX_ITEMS, out);
+        validate_len("from", &self.from, MAX_ITEMS, out);
+        for (i, from) in self.from.iter().enumerate() {
+            validate_target_ref(&format!("from[{i}].targetRef"), &from.target_ref, &[TargetKind::Mesh], false, out);
+            from.default.validate(&format!("from[{i}].default"), out);
+        }
         for (i, to) in self.to.iter().enumerate() {
             let kinds = [
                 TargetKind::Mesh,
@@ -177,6 +185,27 @@ mod tests {
     }
 
     #[test]
+    fn what_kuma_2_says_of_proxy_types_is_kept() {
+        let spec = json!({
+            "targetRef": {"kind": "Mesh", "proxyTypes": ["Gateway"]},
+            "to": [{"targetRef": {"kind": "Mesh"}, "default": {"http": {"streamIdleTimeout": "5s"}}}]
+        });
+        assert_eq!(canonical(spec.clone()), Ok(spec));
+    }
+
+    #[test]
+    fn what_kuma_2_says_by_from_is_kept_if_it_is_about_all_traffic() {
+        let conf = json!({"idleTimeout": "5m0s"});
+        let of = |kind: &str| json!({"to": [{"targetRef": {"kind": "Mesh"}, "default": conf}], "from": [{"targetRef": {"kind": kind}, "default": conf}]});
+        assert_eq!(canonical(of("Mesh")), Ok(of("Mesh")));
+        assert_eq!(canonical(of("MeshService")), Err(vec!["from[0].targetRef.kind".to_owned()]));
+        canonical(of("MeshSubset")).unwrap_err();
+        let mut alone = of("Mesh");
+        alone.as_object_mut().unwrap().remove("to");
+        assert_eq!(canonical(alone.clone()), Ok(alone));
+    }
+
+    #[test]
     fn good_ones() {
         for spec in [
             json!({"rules": [{"default": {"connectionTimeout": "10s", "http": {"requestHeadersTimeout": "1s", "maxStreamDuration": "0s"}}}]}),
@@ -214,9 +243,15 @@ mod tests {
                 json!({"to": [{"targetRef": mesh, "default": {"connectionTimeout": "0s"}}]}),
                 vec!["to[0].default.connectionTimeout"],
             ),
-            (json!({"to": [{"targetRef": mesh, "default": {"idleTimeout": "-1s"}}]}), vec![""]),
-            (json!({"to": [{"targetRef": mesh, "default": {"idleTimeout": 5}}]}), vec![""]),
-            (json!({"to": [{"default": conf}]}), vec![""]),
+            (
+                json!({"to": [{"targetRef": mesh, "default": {"idleTimeout": "-1s"}}]}),
+                vec!["to[0].default.idleTimeout"],
+            ),
+            (
+                json!({"to": [{"targetRef": mesh, "default": {"idleTimeout": 5}}]}),
+                vec!["to[0].default.idleTimeout"],
+            ),
+            (json!({"to": [{"default": conf}]}), vec!["to[0]"]),
             (
                 json!({"to": [{"targetRef": {"kind": "Dataplane"}, "default": conf}]}),
                 vec!["to[0].targetRef.kind"],

@@ -240,8 +240,14 @@ mod tests {
             fields(allow(json!({"sni": {"type": "Exact", "value": "*.a"}}))),
             ["rules[0].default.allow[0].sni.value"]
         );
-        assert_eq!(fields(allow(json!({"sni": {"type": "Prefix", "value": "a"}}))), [""]);
-        assert_eq!(fields(allow(json!({"spiffeID": {"value": "spiffe://a"}}))), [""]);
+        assert_eq!(
+            fields(allow(json!({"sni": {"type": "Prefix", "value": "a"}}))),
+            ["rules[0].default.allow[0].sni.type"]
+        );
+        assert_eq!(
+            fields(allow(json!({"spiffeID": {"value": "spiffe://a"}}))),
+            ["rules[0].default.allow[0].spiffeID"]
+        );
         for bad in [
             "",
             "spiffe://",

@@ -17,6 +17,24 @@ pub struct ZoneInsight {
     pub health_check: Option<HealthCheck>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kds_streams: Option<KdsStreams>,
+    /// Ours; clients of Kuma ignore it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ursa_progress: Option<UrsaProgress>,
+}
+
+/// How far the zone is, in revisions of the global; texts of decimal numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UrsaProgress {
+    /// The history that the revisions belong to.
+    #[serde(default)]
+    pub history: String,
+    /// Everything up to this revision was sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent: Option<String>,
+    /// The zone says that it has stored everything up to this revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stored: Option<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

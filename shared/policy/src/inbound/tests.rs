@@ -86,3 +86,28 @@ fn the_rules_for_all_traffic_are_merged_in_order() {
     assert_eq!(of("9090"), (Some(1), Some(2), Some(2)));
     assert_eq!(inbound(&Policies::default(), "http").circuit_breaker(), None);
 }
+
+#[test]
+fn what_kuma_2_says_by_from_is_about_all_inbound_traffic() {
+    let mesh = json!({"kind": "Mesh"});
+    let limits = |n: u32| json!({"connectionLimits": {"maxConnections": n}});
+    let policies = Policies {
+        timeouts: vec![timeout(
+            "t",
+            &[],
+            json!({
+                "to": [{"targetRef": mesh, "default": {"idleTimeout": "1s"}}],
+                "from": [{"targetRef": mesh, "default": {"idleTimeout": "7s"}}]
+            }),
+        )],
+        circuit_breakers: vec![
+            circuit_breaker("b", &[], json!({"from": [{"targetRef": mesh, "default": limits(1)}]})),
+            circuit_breaker("a", &[], json!({"rules": [{"default": limits(2)}]})),
+        ],
+        ..Policies::default()
+    };
+    let rules = inbound(&policies, "http");
+    assert_eq!(rules.timeouts.len(), 1);
+    assert_eq!(rules.timeouts[0].conf.idle_timeout.map(|d| d.0.as_secs()), Some(7));
+    assert_eq!(rules.circuit_breaker().unwrap().limits.max_connections, Some(2));
+}

@@ -57,6 +57,30 @@ fn a_gateway_gets_outbound_policies_and_a_bare_proxy_none() {
     assert_eq!(connect(json!({})), 5);
 }
 
+/// A mesh that Kuma 2.14.3 made has a MeshTimeout with a stream idle timeout of 5 s for gateways alone.
+#[test]
+fn kuma_2_policies_for_gateways_are_not_about_sidecars() {
+    let only = |types: Value| json!({"targetRef": {"kind": "Mesh", "proxyTypes": types}, "to": [{"targetRef": {"kind": "Mesh"}, "default": {"connectionTimeout": "1s"}}]});
+    let connect = |types: Value, networking: Value| {
+        let policies = Policies {
+            timeouts: vec![timeout("t", &[], only(types))],
+            ..Policies::default()
+        };
+        let dp = dataplane(&[], networking);
+        match_proxy(&policies, &destinations(), &dp, MESH)
+            .outbound
+            .timeout(&west(), None)
+            .connect
+            .as_secs()
+    };
+    let (sidecar, gateway) = (json!({"inbound": [{"port": 1}]}), json!({"gateway": {}}));
+    assert_eq!(connect(json!(["Gateway"]), sidecar.clone()), 5);
+    assert_eq!(connect(json!(["Gateway"]), gateway.clone()), 1);
+    assert_eq!(connect(json!(["Sidecar"]), sidecar.clone()), 1);
+    assert_eq!(connect(json!(["Sidecar"]), gateway), 5);
+    assert_eq!(connect(json!([]), sidecar), 1);
+}
+
 #[test]
 fn a_target_that_may_not_stand_there_is_a_warning() {
     let spec = json!({"targetRef": {"kind": "MeshHTTPRoute", "labels": {"a": "b"}}, "to": []});

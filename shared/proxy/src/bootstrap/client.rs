@@ -274,19 +274,30 @@ impl Client {
 
     async fn attempt(&self, control_plane: &ControlPlane, body: Bytes) -> Outcome {
         let limit = TRY_DEADLINE.min(self.retry.max_duration);
-        let answer = within(limit, self.exchange(control_plane, body)).await;
+        let answer = within(limit, self.exchange(control_plane, "/bootstrap", body)).await;
         match answer.unwrap_or_else(|_| Err(Failure::Timeout(limit))) {
             Ok((status, body)) => judge(control_plane, status, &body),
             Err(failure) => Outcome::Again(failure),
         }
     }
 
-    async fn exchange(&self, control_plane: &ControlPlane, body: Bytes) -> Result<(StatusCode, Bytes), Failure> {
+    /// Who is asked, in turn.
+    pub(super) fn control_planes(&self) -> &[ControlPlane] {
+        &self.control_planes
+    }
+
+    /// One request. Has no deadline of its own.
+    pub(super) async fn exchange(
+        &self,
+        control_plane: &ControlPlane,
+        path: &'static str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Bytes), Failure> {
         let Address { host, port, server_name } = &*control_plane.0;
         let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(Failure::Connect)?;
         let connector = TlsConnector::from(self.tls.clone());
         let stream = connector.connect(server_name.clone(), stream).await.map_err(handshake_failure)?;
-        let request = Request::post("/bootstrap")
+        let request = Request::post(path)
             .header(header::HOST, control_plane.authority())
             .header(header::ACCEPT, "application/json")
             .header(header::CONTENT_TYPE, "application/json")
@@ -328,7 +339,7 @@ fn judge(control_plane: &ControlPlane, status: StatusCode, body: &[u8]) -> Outco
 }
 
 /// The peer's words, fit for one line of a log.
-fn reason(body: &[u8]) -> String {
+pub(super) fn reason(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
     let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
     let short: String = words.chars().filter(|c| !c.is_control()).take(MAX_REASON).collect();

@@ -4,7 +4,9 @@
 mod answer;
 mod client;
 mod request;
+mod withdraw;
 
 pub use answer::{Bootstrap, InvalidAnswer};
 pub use client::{Client, ControlPlane, Error, Failure, InvalidAddress, Retry};
 pub use request::{BootstrapRequest, EnvoyVersion, KumaDpVersion, MetricsResources, ProxyResources, SpireResources, Version};
+pub use withdraw::{DrainRequest, Withdrawn};

@@ -260,10 +260,8 @@ mod tests {
 
     /// A program that ignores its arguments and runs `script`.
     fn script(dir: &Path, script: &str) -> Launch {
-        let path = dir.join("fake-envoy");
-        ursa_runtime::fs::write_atomic(&path, format!("#!/bin/sh\n{script}\n").as_bytes(), 0o700).unwrap();
         Launch {
-            envoy: path,
+            envoy: crate::testing::script(dir, "fake-envoy", script),
             ..launch(dir)
         }
     }

@@ -10,6 +10,8 @@ use crate::host;
 const STRICT_INBOUND_PORTS: &str = "feature-strict-inbound-ports";
 /// Each worker of Envoy has a listening socket of its own. As above.
 const REUSE_PORT: &str = "feature-reuse-port";
+/// Key in the dynamic metadata: tells runs of one proxy apart, so that a late request of an ended run cannot end the next one.
+const INSTANCE: &str = "ursa.io/instance";
 /// Outbound listeners are bound to real addresses.
 const BIND_OUTBOUNDS: &str = "feature-bind-outbounds";
 
@@ -24,6 +26,8 @@ pub struct ProxySpec {
     pub proxy_type: String,
     /// The Dataplane as JSON text; `None`: it exists at the control plane.
     pub dataplane: Option<String>,
+    /// Names this run; random.
+    pub instance: String,
     /// Put into the node's metadata under `dynamicMetadata`.
     pub dynamic_metadata: BTreeMap<String, String>,
     /// Bind outbound listeners to real addresses.
@@ -50,6 +54,7 @@ impl ProxySpec {
             name: name.into(),
             proxy_type: "dataplane".to_owned(),
             dataplane: None,
+            instance: format!("{:032x}", rand::random::<u128>()),
             dynamic_metadata: BTreeMap::new(),
             bind_outbounds: false,
             strict_inbound_ports: true,
@@ -83,13 +88,15 @@ impl ProxySpec {
         } else {
             host::memory_limit()
         };
+        let mut dynamic_metadata = self.dynamic_metadata.clone();
+        dynamic_metadata.insert(INSTANCE.to_owned(), self.instance.clone());
         BootstrapRequest {
             mesh: self.mesh.clone(),
             name: self.name.clone(),
             proxy_type: self.proxy_type.clone(),
             dataplane_resource: self.dataplane.clone(),
             version: Version { kuma_dp: build(), envoy },
-            dynamic_metadata: self.dynamic_metadata.clone(),
+            dynamic_metadata,
             operating_system: std::env::consts::OS.to_owned(),
             features: self.features(),
             resources: ProxyResources { max_heap_size_bytes },

@@ -12,13 +12,12 @@ use ursa_state::{Expect, Op, Put};
 use super::Answer;
 use crate::{
     body,
-    call::{Call, json},
+    call::{Call, json, shown},
     defaults,
-    envelope::{Envelope, Overview, insight_of},
+    envelope::{Overview, insight_of},
     error::Error,
-    query::check_format,
     rules::{self, Document},
-    warnings,
+    wait, warnings,
     write::{Write, WriteId, commit, now_ns},
 };
 
@@ -35,9 +34,8 @@ pub(super) fn get(kind: Kind, overview: bool, call: &Call) -> Answer {
     let resource = key(kind, mesh, call.param("name"))
         .and_then(|k| call.catalog.get(&k).cloned())
         .ok_or(Error::not_found(RETRIEVE))?;
-    check_format(&call.query)?;
     if !overview {
-        return Ok(json(StatusCode::OK, &Envelope(&resource)));
+        return shown(call, &resource);
     }
     let insight = insight_of(kind)
         .and_then(|(insight, ..)| key(insight, mesh, resource.name()))
@@ -60,6 +58,7 @@ fn key(kind: Kind, mesh: &str, name: &str) -> Option<ResourceKey> {
 pub(super) async fn put(kind: Kind, call: Call, body: Body) -> Answer {
     call.require_write(kind)?;
     let format = body::format(&call.headers)?;
+    let wait = wait::asked(&call)?;
     let mesh = call.mesh()?.to_owned();
     let name = call.param("name").to_owned();
     let bytes = body::read(&call.headers, body, &call.api().limits).await?;
@@ -69,22 +68,23 @@ pub(super) async fn put(kind: Kind, call: Call, body: Body) -> Answer {
     let received_ns = now_ns();
 
     let site = &call.api().site;
-    let found = rules::check_request(site, kind, &mesh, &name, &document);
-    if !found.is_empty() {
-        return Err(Error::invalid(rules::PROCESS, found));
-    }
-    let subject = ResourceKey::new(kind, &mesh, &name).map_err(|why| Error::invalid_field(rules::PROCESS, "name", why.to_string()))?;
-    let existing = call.catalog.get(&subject).cloned();
-    rules::check_workload(kind, &document)?;
-
-    let labels = rules::compute_labels(site, kind, &mesh, &name, document.labels, &document.spec);
+    let existing = key(kind, &mesh, &name).and_then(|k| call.catalog.get(&k).cloned());
     let title = if existing.is_some() { UPDATE } else { CREATE };
+    // Everything that is wrong is told at once, under the title of the first check that failed.
+    let mut checks = Checks::default();
+    checks.add(rules::PROCESS, rules::check_request(site, kind, &mesh, &name, &document));
+    checks.add(rules::PROCESS, document.found.clone());
+    checks.add(rules::PROCESS, token_secret(kind, &mesh, &name, &document).await?);
+    checks.add("Bad Request", rules::check_workload(kind, &document));
+    let labels = rules::compute_labels(site, kind, &mesh, &name, document.labels, &document.spec);
     if let Some(existing) = &existing {
-        refuse(UPDATE_LABELS, rules::check_owned(site, existing))?;
+        checks.add(UPDATE_LABELS, rules::check_owned(site, existing));
         let current = rules::compute_labels(site, kind, &mesh, &name, existing.labels.clone(), &existing.spec);
-        refuse(UPDATE_LABELS, rules::check_immutable(&current, &labels))?;
+        checks.add(UPDATE_LABELS, rules::check_immutable(&current, &labels));
     }
-    refuse(title, rules::check_label_name(kind, &name))?;
+    checks.add(title, rules::check_label_name(kind, &name));
+    checks.done()?;
+    let subject = ResourceKey::new(kind, &mesh, &name).map_err(|why| Error::invalid_field(rules::PROCESS, "name", why.to_string()))?;
 
     let owner = (kind.descriptor().scope == Scope::Mesh)
         .then(|| ResourceKey::mesh_itself(&mesh))
@@ -115,8 +115,50 @@ pub(super) async fn put(kind: Kind, call: Call, body: Body) -> Answer {
         title,
         received_ns,
         id,
+        wait,
     };
     Ok(commit(&call, write).await)
+}
+
+/// What was found so far.
+#[derive(Default)]
+struct Checks {
+    title: Option<&'static str>,
+    found: Violations,
+}
+
+impl Checks {
+    fn add(&mut self, title: &'static str, found: Violations) {
+        if found.is_empty() {
+            return;
+        }
+        self.title.get_or_insert(title);
+        for violation in found.0 {
+            if !self.found.0.contains(&violation) {
+                self.found.0.push(violation);
+            }
+        }
+    }
+
+    fn done(self) -> Result<(), Error> {
+        match self.title {
+            Some(title) => Err(Error::invalid(title, self.found)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Checks the content of a secret of tokens, away from the async threads.
+async fn token_secret(kind: Kind, mesh: &str, name: &str, document: &Document) -> Result<Violations, Error> {
+    if rules::token_family(kind, mesh, name).is_none() {
+        return Ok(Violations::default());
+    }
+    let (mesh, name, spec) = (mesh.to_owned(), name.to_owned(), document.spec.clone());
+    let checked = tokio::task::spawn_blocking(move || rules::check_token_secret(kind, &mesh, &name, &spec)).await;
+    checked.map_err(|error| {
+        tracing::error!(error = %ursa_runtime::error::Chain(&error), "the thread that checks a secret failed");
+        Error::internal(rules::PROCESS)
+    })
 }
 
 fn refuse(title: &'static str, found: Violations) -> Result<(), Error> {
@@ -147,6 +189,7 @@ fn preview(key: &ResourceKey, spec: &serde_json::Value, labels: &ursa_model::Lab
 pub(super) async fn delete(kind: Kind, call: Call) -> Answer {
     call.require_write(kind)?;
     let mesh = call.mesh()?.to_owned();
+    let wait = wait::asked(&call)?;
     let id = WriteId::of(&call, &[])?;
     let received_ns = now_ns();
     let subject = key(kind, &mesh, call.param("name")).ok_or(Error::not_found(DELETE))?;
@@ -170,6 +213,7 @@ pub(super) async fn delete(kind: Kind, call: Call) -> Answer {
         title: DELETE,
         received_ns,
         id,
+        wait,
     };
     Ok(commit(&call, write).await.into_response())
 }

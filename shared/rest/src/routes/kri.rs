@@ -1,16 +1,13 @@
 //! `GET /_kri/{kri}`: a resource by its identifier.
 //! Source: Kuma, `pkg/api-server/kri_endpoint.go`.
 
-use http::StatusCode;
 use ursa_model::{Kri, ResourceKey, hash::hashed, kri::InvalidKri};
 
 use super::Answer;
 use crate::{
     Site,
-    call::{Call, json},
-    envelope::Envelope,
+    call::{Call, shown},
     error::Error,
-    query::check_format,
 };
 
 const TITLE: &str = "Could not retrieve a resource";
@@ -28,8 +25,7 @@ pub(super) async fn by_kri(call: Call) -> Answer {
         .ok()
         .and_then(|k| call.catalog.get(&k).cloned())
         .ok_or(Error::not_found(TITLE))?;
-    check_format(&call.query)?;
-    Ok(json(StatusCode::OK, &Envelope(&resource)))
+    shown(&call, &resource)
 }
 
 /// What was made here has its own name; what came from elsewhere is stored under the hashed one, unless its kind is never hashed.

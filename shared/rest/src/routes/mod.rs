@@ -10,13 +10,17 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{MethodRouter, get, post},
 };
+use http::Uri;
+use tokio::sync::Semaphore;
 use ursa_model::{Kind, Scope, kind::ALL};
 
-use crate::{Api, auth::Authenticator, call::Call, envelope, error::Error, gate, gate::Shared};
+use crate::{Api, absent, auth::Authenticator, call::Call, envelope, error::Error, gate, gate::Shared, wait};
 
+mod applied;
 mod crud;
 mod index;
 mod insights;
+mod inspect;
 mod kri;
 mod legacy;
 mod list;
@@ -38,6 +42,7 @@ pub fn router_with(api: Api, more: Router) -> Router {
     let shared = Arc::new(Shared {
         api,
         authenticator: Authenticator::default(),
+        waiters: Arc::new(Semaphore::new(wait::MAX_WAITERS)),
     });
     let mut router = Router::new()
         .route("/", get(index::index))
@@ -53,7 +58,10 @@ pub fn router_with(api: Api, more: Router) -> Router {
         .route("/tokens/dataplane", post(tokens::dataplane))
         .route("/tokens/zone", post(tokens::zone))
         .route("/tokens/user", post(tokens::user));
-    router = legacy::routes(router);
+    if shared.api.site.is_global() {
+        router = router.route("/zones/_applied", get(applied::get));
+    }
+    router = inspect::routes(legacy::routes(router));
     for kind in ALL.iter().copied().filter(|k| !k.descriptor().internal) {
         let descriptor = kind.descriptor();
         for segment in [Some(descriptor.path), descriptor.path_alias].into_iter().flatten() {
@@ -64,7 +72,7 @@ pub fn router_with(api: Api, more: Router) -> Router {
         .with_state(shared.clone())
         .merge(more)
         .method_not_allowed_fallback(async || Error::no_method())
-        .fallback(async || Error::no_route())
+        .fallback(async |uri: Uri| absent::explain(uri.path()))
         .layer(middleware::from_fn_with_state(shared, gate::gate))
 }
 

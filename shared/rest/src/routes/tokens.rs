@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use tokio::task::spawn_blocking;
 use tracing::error;
 use ursa_model::{Kind, Violations, duration::GoDuration, name};
-use ursa_pki::token::{self, Claims, DataplaneClaims, IssueError, KeyError, SigningKey, UserClaims, ZoneClaims};
+use ursa_pki::token::{self, Claims, DataplaneClaims, Family, IssueError, UserClaims, ZoneClaims, stored::NoKey};
 use ursa_runtime::error::Chain;
 
 use super::{Answer, text};
@@ -65,12 +65,8 @@ pub(super) async fn dataplane(call: Call, body: Body) -> Answer {
     }
     let life = life(&request.valid_for, Some(DEFAULT_LIFE), &mut found);
     refuse(found)?;
-    let prefix = keys::dataplane_key(&request.mesh);
-    let key = Key {
-        kind: Kind::Secret,
-        mesh: request.mesh.clone(),
-        prefix,
-    };
+    let family = Family::dataplane(&request.mesh);
+    let mesh = request.mesh.clone();
     let subject = format!("{}/{}", request.mesh, request.name);
     let claims = DataplaneClaims {
         name: request.name,
@@ -79,7 +75,7 @@ pub(super) async fn dataplane(call: Call, body: Body) -> Answer {
         proxy_type: request.kind,
         workload: request.workload,
     };
-    issue(&call, key, claims, life, subject).await
+    issue(&call, family, mesh, claims, life, subject).await
 }
 
 /// `POST /tokens/zone`.
@@ -98,13 +94,9 @@ pub(super) async fn zone(call: Call, body: Body) -> Answer {
     }
     let life = life(&request.valid_for, Some(DEFAULT_LIFE), &mut found);
     refuse(found)?;
-    let key = Key {
-        kind: Kind::GlobalSecret,
-        mesh: String::new(),
-        prefix: keys::ZONE_KEY.into(),
-    };
     let subject = request.zone.clone();
-    issue(&call, key, ZoneClaims { zone: request.zone, scope }, life, subject).await
+    let claims = ZoneClaims { zone: request.zone, scope };
+    issue(&call, Family::zone(), String::new(), claims, life, subject).await
 }
 
 /// `POST /tokens/user`.
@@ -117,30 +109,19 @@ pub(super) async fn user(call: Call, body: Body) -> Answer {
     }
     let life = life(&request.valid_for, None, &mut found);
     refuse(found)?;
-    let key = Key {
-        kind: Kind::GlobalSecret,
-        mesh: String::new(),
-        prefix: keys::USER_KEY.into(),
-    };
     let subject = request.name.clone();
-    issue(
-        &call,
-        key,
-        UserClaims {
-            name: request.name,
-            groups: request.groups.unwrap_or_default(),
-        },
-        life,
-        subject,
-    )
-    .await
+    let claims = UserClaims {
+        name: request.name,
+        groups: request.groups.unwrap_or_default(),
+    };
+    issue(&call, Family::user(), String::new(), claims, life, subject).await
 }
 
 async fn read<T: DeserializeOwned>(call: &Call, body: Body) -> Result<T, Error> {
     let format = body::format(&call.headers)?;
     let bytes = body::read(&call.headers, body, &call.api().limits).await?;
     let value = body::parse(format, bytes).await.map_err(Error::bad_request)?;
-    serde_json::from_value(value).map_err(Error::bad_request)
+    serde_path_to_error::deserialize(value).map_err(Error::bad_request)
 }
 
 fn refuse(found: Violations) -> Result<(), Error> {
@@ -176,35 +157,25 @@ fn life(text: &str, default: Option<Duration>, found: &mut Violations) -> Durati
     }
 }
 
-/// Which key signs.
-struct Key {
-    kind: Kind,
-    mesh: String,
-    prefix: String,
-}
-
 /// Why signing failed.
 enum Failure {
-    Key(KeyError),
+    Key(NoKey),
     Issue(IssueError),
 }
 
-async fn issue<C: Claims + Send + 'static>(call: &Call, key: Key, claims: C, life: Duration, subject: String) -> Answer {
-    let Some((key_id, bytes)) = keys::newest(&call.catalog, key.kind, &key.mesh, &key.prefix) else {
-        let place = if key.mesh.is_empty() {
-            String::new()
-        } else {
-            format!(" in mesh {:?}", key.mesh)
-        };
-        return Err(Error::signing_key(format!(
-            "there is no signing key: {} of name \"{}-1\"{place} is not found",
-            key.kind, key.prefix
-        )));
-    };
-    let secret = format!("{}-{key_id}", key.prefix);
+async fn issue<C: Claims + Send + 'static>(
+    call: &Call,
+    family: Family,
+    mesh: String,
+    claims: C,
+    life: Duration,
+    subject: String,
+) -> Answer {
+    let secrets = keys::of_family(&call.catalog, &family, &mesh);
+    let prefix = family.prefix().to_owned();
     // Signing takes a millisecond of a processor, so away from the async threads.
     let signed = spawn_blocking(move || {
-        let key = SigningKey::parse(&bytes).map_err(Failure::Key)?;
+        let (key_id, key) = family.signing_key(keys::named(&secrets)).map_err(Failure::Key)?;
         token::issue(&key, &key_id, &claims, life, OffsetDateTime::now_utc()).map_err(Failure::Issue)
     });
     match signed.await {
@@ -219,21 +190,33 @@ async fn issue<C: Claims + Send + 'static>(call: &Call, key: Key, claims: C, lif
             );
             Ok(text(issued.token))
         }
+        Ok(Err(Failure::Key(why))) => Err(no_key(&why, &mesh)),
         Ok(Err(Failure::Issue(why @ (IssueError::TooLong | IssueError::Validity(_))))) => {
             let field = if matches!(why, IssueError::TooLong) { "" } else { "validFor" };
             Err(Error::invalid_field(INVALID, field, why.to_string()))
         }
         Ok(Err(Failure::Issue(why))) => {
-            error!(secret, error = %Chain(&why), "cannot sign a token");
-            Err(Error::internal(ISSUE))
-        }
-        Ok(Err(Failure::Key(why))) => {
-            error!(secret, error = %Chain(&why), "cannot read the signing key");
+            error!(prefix, error = %Chain(&why), "cannot sign a token");
             Err(Error::internal(ISSUE))
         }
         Err(why) => {
-            error!(secret, error = %Chain(&why), "the thread that signs a token failed");
+            error!(prefix, error = %Chain(&why), "the thread that signs a token failed");
             Err(Error::internal(ISSUE))
         }
+    }
+}
+
+/// What the operator can do about it: both are a matter of what is stored, not of this program.
+fn no_key(why: &NoKey, mesh: &str) -> Error {
+    let (kind, place) = if mesh.is_empty() {
+        (Kind::GlobalSecret, String::new())
+    } else {
+        (Kind::Secret, format!(" in mesh {mesh:?}"))
+    };
+    match why {
+        NoKey::Missing { name } => Error::signing_key(format!("there is no signing key: {kind} of name {name:?}{place} is not found")),
+        NoKey::Unusable { name, source } => Error::broken_signing_key(format!(
+            "{kind} {name:?}{place} cannot be used ({source}): replace it, or delete it to sign with the key before it"
+        )),
     }
 }

@@ -4,8 +4,8 @@ use ursa_pki::token::{DataplaneClaims, KeySet, Revocations, Validated, ZoneClaim
 
 use super::*;
 
-fn check<C: Claims>(server: &Server, kind: Kind, mesh: &str, prefix: &str, token: &str) -> Validated<C> {
-    let (id, key) = server.key(kind, mesh, prefix);
+fn check<C: Claims>(server: &Server, family: &Family, token: &str) -> Validated<C> {
+    let (id, key) = server.key(family);
     validate(
         token,
         &KeySet::from_iter([(id, key.verifying_key())]),
@@ -21,7 +21,7 @@ async fn tokens_are_issued_as_raw_text() {
     let body = json!({"name": "dp-1", "mesh": "default", "tags": {"kuma.io/workload": ["a"]}, "workload": "a", "validFor": "1h"});
     let got = server.post("/tokens/dataplane", body).await.is(200);
     assert_eq!(got.header("content-type"), "text/plain");
-    let valid: Validated<DataplaneClaims> = check(&server, Kind::Secret, "default", "dataplane-token-signing-key-default", &got.text());
+    let valid: Validated<DataplaneClaims> = check(&server, &Family::dataplane("default"), &got.text());
     assert_eq!(
         (valid.claims.name.as_str(), valid.claims.workload.as_str(), valid.key_id.as_str()),
         ("dp-1", "a", "1")
@@ -34,7 +34,7 @@ async fn tokens_are_issued_as_raw_text() {
         .post("/tokens/zone", json!({"zone": "west", "scope": null, "validFor": ""}))
         .await
         .is(200);
-    let valid: Validated<ZoneClaims> = check(&server, Kind::GlobalSecret, "", keys::ZONE_KEY, &got.text());
+    let valid: Validated<ZoneClaims> = check(&server, &Family::zone(), &got.text());
     assert_eq!(valid.claims.zone, "west");
     assert!((valid.expires_at - OffsetDateTime::now_utc()).whole_days() > 3640);
 
@@ -95,7 +95,7 @@ async fn keys_rotate() {
         .await
         .is(200)
         .text();
-    let valid: Validated<UserClaims> = check(&server, Kind::GlobalSecret, "", keys::USER_KEY, &new);
+    let valid: Validated<UserClaims> = check(&server, &Family::user(), &new);
     assert_eq!(valid.key_id, "10");
     let who = async |token: &str| {
         let request = Request::get("/who-am-i")
@@ -128,7 +128,7 @@ async fn a_refused_token_is_challenged() {
 
 /// A writer that tests read.
 #[derive(Clone, Default)]
-struct Log(Arc<parking_lot::Mutex<Vec<u8>>>);
+pub(super) struct Log(pub(super) Arc<parking_lot::Mutex<Vec<u8>>>);
 
 impl std::io::Write for Log {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {

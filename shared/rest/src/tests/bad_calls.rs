@@ -17,7 +17,7 @@ async fn tokens_of_callers() {
         name: crate::ADMIN.into(),
         groups: vec![crate::ADMIN.into()],
     };
-    let (_, user_key) = server.key(Kind::GlobalSecret, "", keys::USER_KEY);
+    let (_, user_key) = server.key(&Family::user());
     let dataplane = DataplaneClaims {
         name: "dp".into(),
         mesh: "default".into(),
@@ -49,37 +49,32 @@ async fn tokens_of_callers() {
     server.store(
         Kind::GlobalSecret,
         "",
-        keys::USER_REVOCATIONS,
+        Family::user().revocations(),
         &[],
         serde_json::to_value(ursa_model::kind::secret::Secret::of(format!("other,{jti}\n").as_bytes())).unwrap(),
     );
     let bad_tokens: Vec<(&'static str, String)> = vec![
         (
             "an expired token",
-            server.sign(Kind::GlobalSecret, "", keys::USER_KEY, &admin, now - Duration::from_secs(7200)),
+            server.sign(&Family::user(), &admin, now - Duration::from_secs(7200)),
         ),
         (
             "a token of the future",
-            server.sign(Kind::GlobalSecret, "", keys::USER_KEY, &admin, now + Duration::from_secs(7200)),
+            server.sign(&Family::user(), &admin, now + Duration::from_secs(7200)),
         ),
-        (
-            "a dataplane token",
-            server.sign(Kind::Secret, "default", &keys::dataplane_key("default"), &dataplane, now),
-        ),
+        ("a dataplane token", server.sign(&Family::dataplane("default"), &dataplane, now)),
         (
             "a user's claims signed by a mesh",
-            server.sign(Kind::Secret, "default", &keys::dataplane_key("default"), &admin, now),
+            server.sign(&Family::dataplane("default"), &admin, now),
         ),
         (
             "a dataplane token signed by the users' key",
-            server.sign(Kind::GlobalSecret, "", keys::USER_KEY, &dataplane, now),
+            server.sign(&Family::user(), &dataplane, now),
         ),
         (
             "a zone token",
             server.sign(
-                Kind::GlobalSecret,
-                "",
-                keys::ZONE_KEY,
+                &Family::zone(),
                 &ZoneClaims {
                     zone: "west".into(),
                     scope: vec![],
@@ -204,7 +199,6 @@ async fn queries_and_requests_for_tokens() {
         "a thousand parameters", &format!("/meshes?{}", "a=b&".repeat(1000)) => 400, BAD, "query parameters";
         "stale", "/meshes?stale=perhaps" => 400, BAD, "true or false";
         "a format", "/meshes/default?format=xml" => 400, "Could not retrieve a resource", r#""field":"format""#;
-        "the format of Kubernetes", "/meshes/default?format=k8s" => 400, "Could not retrieve a resource", "universal only";
         "nothing there", "/meshes/none" => 404, "Could not retrieve a resource", "Not found";
         "a list in no mesh", "/meshes/none/dataplanes" => 404, "Failed to retrieve Mesh", "Not found";
         "an unknown path", "/nonsense" => 404, "Not Found", "nothing at this path";

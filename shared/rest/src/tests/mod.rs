@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use tokio::sync::OnceCell;
 use tower::ServiceExt;
 use ursa_model::{Kind, ResourceKey, Timestamp};
-use ursa_pki::token::{self, Claims, SigningKey, UserClaims};
+use ursa_pki::token::{self, Claims, Family, SigningKey, UserClaims};
 use ursa_runtime::Stages;
 use ursa_state::{Changeset, Command, Op, Put, RequestId};
 use uuid::Uuid;
@@ -20,6 +20,7 @@ use crate::{Api, Info, Site, bootstrap, keys, router, testing::Memory};
 mod auth;
 mod bad_calls;
 mod bad_documents;
+mod inspect;
 mod random;
 mod resources;
 mod system;
@@ -194,10 +195,10 @@ impl Server {
         self.admin(Method::GET, path, &Value::Null).await
     }
 
-    /// The key that signs tokens of a prefix.
-    fn key(&self, kind: Kind, mesh: &str, prefix: &str) -> (String, SigningKey) {
-        let (id, bytes) = keys::newest(&self.memory.now(), kind, mesh, prefix).unwrap();
-        (id, SigningKey::parse(&bytes).unwrap())
+    /// The key that signs tokens of a family.
+    fn key(&self, family: &Family) -> (String, SigningKey) {
+        let secrets = keys::of_family(&self.memory.now(), family, "default");
+        family.signing_key(keys::named(&secrets)).unwrap()
     }
 
     fn user_token(&self, name: &str, groups: &[&str]) -> String {
@@ -205,12 +206,12 @@ impl Server {
             name: name.into(),
             groups: groups.iter().map(|g| (*g).to_owned()).collect(),
         };
-        self.sign(Kind::GlobalSecret, "", keys::USER_KEY, &claims, OffsetDateTime::now_utc())
+        self.sign(&Family::user(), &claims, OffsetDateTime::now_utc())
     }
 
-    /// A token that is valid for an hour from `at`.
-    fn sign<C: Claims>(&self, kind: Kind, mesh: &str, prefix: &str, claims: &C, at: OffsetDateTime) -> String {
-        let (id, key) = self.key(kind, mesh, prefix);
+    /// A token that is valid for an hour from `at`; of data planes, in the mesh `default`.
+    fn sign<C: Claims>(&self, family: &Family, claims: &C, at: OffsetDateTime) -> String {
+        let (id, key) = self.key(family);
         token::issue(&key, &id, claims, Duration::from_secs(3600), at).unwrap().token
     }
 }

@@ -166,6 +166,57 @@ proptest! {
         });
     }
 
+    /// What each of the endpoints that take an identifier makes of any.
+    #[test]
+    fn any_part_of_an_inspection(part in "[ -~]{0,40}", query in "(size|offset|name|wait|revision|history|format|namespace|stale)=[ -~]{0,20}") {
+        let safe = |text: &str| text.replace([' ', '"', '<', '>', '`', '{', '}', '\\', '^', '|', '#', '/', '?', '%'], "_");
+        let (part, query) = (safe(&part), safe(&query));
+        RUNTIME.block_on(async {
+            let server = Server::zone().await;
+            server.put("/meshes/default/dataplanes/d", a_dataplane("d")).await.is(201);
+            for path in [
+                format!("/meshes/default/dataplanes/d/_inbounds/kri_dp_default_west__d_{part}/_policies"),
+                format!("/meshes/default/dataplanes/d/_outbounds/{part}/_policies"),
+                format!("/meshes/default/dataplanes/d/_outbounds/kri_msvc_default_{part}/_routes/{part}/_policies"),
+                format!("/meshes/default/dataplanes/{part}/_rules"),
+                format!("/meshes/default/meshtimeouts/{part}/_resources/dataplanes"),
+                format!("/meshes/default/meshservices/{part}/_dataplanes"),
+                format!("/_kri/{part}"),
+                format!("/meshes/default/{part}"),
+                "/zones/_applied".to_owned(),
+                "/meshes/default/dataplanes/d".to_owned(),
+            ] {
+                let Ok(uri) = format!("{path}?{query}").parse::<http::Uri>() else { continue };
+                let got = server.send(Request::get(uri).body(Body::empty()).unwrap()).await;
+                assert!(got.status.as_u16() < 500, "{path}?{query}: {}", got.text());
+            }
+        });
+    }
+
+    /// Headers of a write: whatever they say, it is done once, or refused.
+    #[test]
+    fn any_identity_of_a_write(key in prop::collection::vec(1_u8..=255, 0..300), wait in "[ -~]{0,8}", both in any::<bool>()) {
+        let Ok(key) = http::HeaderValue::from_bytes(&key) else { return Ok(()) };
+        RUNTIME.block_on(async {
+            let server = Server::global().await;
+            let mut revisions = Vec::new();
+            for _ in 0..2 {
+                let mut request = Request::put("/zones/z")
+                    .header(header::AUTHORIZATION, format!("Bearer {}", server.admin))
+                    .header(header::CONTENT_TYPE, "application/json")
+                    .header("idempotency-key", key.clone())
+                    .header("ursa-wait", wait.as_str());
+                if both {
+                    request = request.header("ursa-request-id", "x");
+                }
+                let got = server.send(request.body(Body::from(r#"{"type":"Zone","name":"z"}"#)).unwrap()).await;
+                assert!(matches!(got.status.as_u16(), 201 | 400), "{}", got.text());
+                revisions.push(got.revision());
+            }
+            assert_eq!(revisions[0], revisions[1]);
+        });
+    }
+
     #[test]
     fn any_path_and_query(path in "/[ -~]{0,60}", query in "[ -~]{0,60}") {
         let target = format!("{path}?{query}").replace([' ', '"', '<', '>', '`', '{', '}', '\\', '^', '|', '#'], "%7B");

@@ -266,3 +266,38 @@ async fn secrets_are_for_administrators() {
     assert_eq!(String::from_utf8(data).unwrap(), server.admin);
     assert_eq!(server.admin_get("/globalsecrets").await.is(200).json()["total"], 3);
 }
+
+/// What README.md and the demo tell users to send.
+#[tokio::test]
+async fn the_demo_s_resources_are_accepted() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/demo");
+    let (global, zone) = (Server::global().await, Server::zone().await);
+    let mut sent = 0;
+    for at in [folder.clone(), folder.join("dataplanes"), folder.join("propagation")] {
+        for entry in std::fs::read_dir(at).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|e| e != "yaml") {
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap();
+            let document: Value = serde_saphyr::from_str(&text).unwrap();
+            let kind: Kind = document["type"].as_str().unwrap().parse().unwrap();
+            let name = document["name"].as_str().unwrap();
+            let (server, url) = match kind {
+                Kind::Mesh => (&global, format!("/meshes/{name}")),
+                Kind::Dataplane => (&zone, format!("/meshes/default/dataplanes/{name}")),
+                _ => (&global, format!("/meshes/default/{}/{name}", kind.descriptor().path)),
+            };
+            let request = Request::put(&url)
+                .header(header::AUTHORIZATION, format!("Bearer {}", server.admin))
+                .header(header::CONTENT_TYPE, "application/yaml")
+                .body(Body::from(text))
+                .unwrap();
+            let got = server.send(request).await;
+            assert!(got.status.is_success(), "{}: {}", path.display(), got.text());
+            assert!(got.json().get("warnings").is_none(), "{}: {}", path.display(), got.text());
+            sent += 1;
+        }
+    }
+    assert!(sent >= 15, "{sent}");
+}

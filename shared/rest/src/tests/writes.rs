@@ -2,6 +2,8 @@
 
 use ursa_runtime::stages;
 
+use ursa_state::observed::Observation;
+
 use super::*;
 use crate::{ProposeError, Unavailable};
 
@@ -171,4 +173,192 @@ async fn a_write_that_was_overtaken_is_a_conflict() {
         (got.json()["detail"].as_str(), got.json()["title"].as_str()),
         (Some("Mesh is not found"), Some("Failed to create a resource"))
     );
+}
+
+fn progress(server: &Server, zone: &str, stored: Option<u64>, instance: &str) {
+    let history = server.memory.now().durable.history_id().to_string();
+    let progress = stored.map(|s| json!({"history": history, "sent": s.to_string(), "stored": s.to_string()}));
+    let mut spec = json!({"subscriptions": [{"id": "1", "connectTime": "2026-01-01T00:00:00Z", "status": {}, "zoneInstanceId": instance}]});
+    if let Some(progress) = progress {
+        spec["ursaProgress"] = progress;
+    }
+    server.memory.observe([Observation::Put {
+        key: ResourceKey::new(Kind::ZoneInsight, "", zone).unwrap(),
+        labels: Default::default(),
+        spec,
+        owner: None,
+    }]);
+}
+
+async fn put_waiting(server: &Server, wait: &str, label: &str) -> Got {
+    let mut body = a_permission("default", "p");
+    body["labels"] = json!({"a": label});
+    let request = Request::put(format!("{PATH}?wait={wait}"))
+        .header(header::AUTHORIZATION, format!("Bearer {}", server.admin))
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Body::from(body.to_string()))
+        .unwrap();
+    server.send(request).await
+}
+
+#[tokio::test]
+async fn a_write_can_wait_for_the_zones() {
+    let server = Server::global().await;
+    for zone in ["east", "west", "stock", "away"] {
+        server
+            .put(&format!("/zones/{zone}"), json!({"type": "Zone", "name": zone}))
+            .await
+            .is(201);
+    }
+    let newest = server.memory.now().durable.revision();
+    progress(&server, "east", Some(newest), "i-1");
+    progress(&server, "west", Some(0), "i-2");
+    progress(&server, "stock", None, "i-3");
+
+    // West, which reports, has not: the answer says so, and the write is done all the same.
+    let got = put_waiting(&server, "1ms", "late").await.is(201);
+    assert_eq!(got.header("ursa-applied"), "false");
+    let warnings = got.json()["warnings"].clone();
+    assert_eq!(warnings.as_array().unwrap().len(), 2, "{warnings}");
+    assert!(warnings[1].as_str().unwrap().starts_with("zone west has not stored revision"));
+
+    // Once both have, it returns at once.
+    let waiting = put_waiting(&server, "50s", "soon");
+    let zones = async {
+        let deadline = ursa_runtime::lease::Deadline::after(Duration::from_secs(20));
+        while server.memory.now().durable.revision() == got.revision() && !deadline.has_passed() {
+            tokio::task::yield_now().await;
+        }
+        let revision = server.memory.now().durable.revision();
+        progress(&server, "east", Some(revision), "i-1");
+        progress(&server, "west", Some(revision + 3), "i-2");
+    };
+    let (got, ()) = tokio::join!(waiting, zones);
+    let got = got.is(200);
+    assert_eq!(got.header("ursa-applied"), "true");
+    assert!(got.json().get("warnings").is_none());
+
+    // East has not stored the next one.
+    server.put("/zones/more", json!({"type": "Zone", "name": "more"})).await.is(201);
+    let state = server
+        .get(&format!("/zones/_applied?revision={}", got.revision() + 1))
+        .await
+        .is(200)
+        .json();
+    assert_eq!(
+        (state["applied"].as_bool(), state["zones"].as_array().unwrap().len()),
+        (Some(false), 5)
+    );
+    let of = |name: &str| {
+        state["zones"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|z| z["name"] == name)
+            .unwrap()
+            .clone()
+    };
+    assert_eq!(
+        (of("east")["applied"].as_bool(), of("west")["applied"].as_bool()),
+        (Some(false), Some(true))
+    );
+    assert_eq!(
+        (of("stock")["reports"].as_bool(), of("away")["online"].as_bool()),
+        (Some(false), Some(false))
+    );
+    let newest = server.admin_get("/zones/_applied?wait=1ms").await.is(200).json();
+    assert_eq!(newest["applied"], false);
+    progress(&server, "east", Some(got.revision() + 1), "i-1");
+    let newest = server.admin_get("/zones/_applied?wait=50s").await.is(200).json();
+    assert_eq!(newest["applied"], true);
+    server.get("/zones/_applied?wait=1ms").await.is(403);
+    for bad in [
+        "/zones/_applied?wait=x",
+        "/zones/_applied?wait=2m",
+        "/zones/_applied?revision=-1",
+        "/zones/_applied?history=1",
+        &format!("/zones/_applied?revision={}", got.revision() + 2),
+        "/zones/_applied?revision=18446744073709551615",
+    ] {
+        server.get(bad).await.is(400);
+    }
+    put_waiting(&server, "1h", "x").await.is(400);
+    let zone = Server::zone().await;
+    zone.get("/zones/_applied").await.is(404);
+}
+
+#[tokio::test]
+async fn only_so_many_may_wait_and_a_write_is_in_the_log_before_it_waits() {
+    let server = Server::global().await;
+    server.put("/zones/east", json!({"type": "Zone", "name": "east"})).await.is(201);
+    progress(&server, "east", Some(0), "i-1");
+    let log = auth::Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+    let guard = tracing::subscriber::set_default(subscriber);
+    let mut write = Box::pin(put_waiting(&server, "50s", "x"));
+    assert!(futures::poll!(&mut write).is_pending(), "it waits");
+    drop(guard);
+    let text = String::from_utf8(log.0.lock().clone()).unwrap();
+    assert!(text.contains("MeshTrafficPermission/default/p") && text.contains("201"), "{text}");
+
+    let mut reads = Vec::new();
+    for _ in 1..crate::wait::MAX_WAITERS {
+        let mut read = Box::pin(server.admin_get("/zones/_applied?wait=50s"));
+        assert!(futures::poll!(&mut read).is_pending(), "it waits");
+        reads.push(read);
+    }
+    let got = server.admin_get("/zones/_applied?wait=50s").await.is(503);
+    assert_eq!(got.header("retry-after"), "1");
+    let before = server.memory.now().durable.revision();
+    put_waiting(&server, "50s", "y").await.is(503);
+    assert_eq!(server.memory.now().durable.revision(), before, "nothing was written");
+    server.get("/zones/_applied").await.is(200);
+
+    progress(&server, "east", Some(before), "i-1");
+    assert_eq!(write.await.is(201).header("ursa-applied"), "true");
+    for read in reads {
+        assert_eq!(read.await.is(200).json()["applied"], true);
+    }
+    server.admin_get("/zones/_applied?wait=50s").await.is(200);
+}
+
+#[tokio::test]
+async fn an_idempotency_key_makes_a_retry_safe() {
+    let server = Server::global().await;
+    let send = async |key: &str, id: &str, label: &str| {
+        let mut body = a_permission("default", "p");
+        body["labels"] = json!({"a": label});
+        let mut request = Request::put(PATH)
+            .header(header::AUTHORIZATION, format!("Bearer {}", server.admin))
+            .header(header::CONTENT_TYPE, "application/json")
+            .header("Idempotency-Key", key);
+        if !id.is_empty() {
+            request = request.header("ursa-request-id", id);
+        }
+        server.send(request.body(Body::from(body.to_string())).unwrap()).await
+    };
+    let first = send("order 66/a", "", "1").await.is(201);
+    let again = send("order 66/a", "", "1").await.is(201);
+    assert_eq!(first.revision(), again.revision());
+    assert_eq!(first.header("ursa-request-id"), again.header("ursa-request-id"));
+    // The same key for another request is not taken for a retry.
+    send("order 66/a", "", "2").await.is(200);
+    for (key, id) in [("", ""), (&*"k".repeat(256), ""), ("k\u{e9}", ""), ("k", &*"1".repeat(32))] {
+        send(key, id, "3").await.is(400);
+    }
+}
+
+#[tokio::test]
+async fn without_a_quorum_an_answer_says_how_far_this_node_is() {
+    let server = Server::global().await;
+    let revision = server.memory.now().durable.revision();
+    server.memory.fail_reads(Some(crate::Unavailable {
+        reason: "there is no leader",
+        leader: None,
+    }));
+    let got = server.put(PATH, a_permission("default", "p")).await.is(503);
+    assert_eq!((got.header("retry-after"), got.revision()), ("1", revision));
+    assert!(got.json()["detail"].as_str().unwrap().contains("there is no leader"));
+    server.get("/meshes?stale=true").await.is(200);
 }

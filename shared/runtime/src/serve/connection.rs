@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 use tracing::debug;
 
+use super::leftover::{self, About};
 use super::{Limits, Peer, PeerTls};
 use crate::error::Chain;
 use crate::lease::{Deadline, within};
@@ -139,6 +140,7 @@ where
         peer,
         tasks: server.tasks.clone(),
         seen: seen.clone(),
+        max_discarded: server.limits.max_discarded_body,
     };
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
@@ -227,6 +229,7 @@ struct App {
     peer: Peer,
     tasks: Tasks,
     seen: Arc<AtomicBool>,
+    max_discarded: usize,
 }
 
 impl Service<Request<Incoming>> for App {
@@ -236,20 +239,30 @@ impl Service<Request<Incoming>> for App {
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
         self.seen.store(true, Ordering::Relaxed);
-        let Self { mut app, peer, tasks, .. } = self.clone();
+        let Self {
+            mut app,
+            peer,
+            tasks,
+            max_discarded,
+            ..
+        } = self.clone();
         Box::pin(async move {
             let (mut parts, body) = request.into_parts();
             parts.extensions.insert(ConnectInfo(peer.addr));
             parts.extensions.insert(peer);
             let grpc = is_grpc(&parts.headers);
-            let request = Request::from_parts(parts, Body::new(body));
-            match AssertUnwindSafe(async move { app.call(request).await }).catch_unwind().await {
+            let about = About::of(parts.version, &parts.headers, grpc);
+            let (body, left) = leftover::watch(body);
+            let request = Request::from_parts(parts, body);
+            let answer = match AssertUnwindSafe(async move { app.call(request).await }).catch_unwind().await {
                 Ok(answer) => answer,
                 Err(payload) => {
                     tasks.count_panic("request handler", &panic_message(payload.as_ref()));
                     Ok(internal_error(grpc))
                 }
-            }
+            };
+            left.discard(about, max_discarded, &tasks).await;
+            answer
         })
     }
 }

@@ -27,6 +27,8 @@ pub(crate) struct Machine {
     members: StoredMembershipOf<TypeConfig>,
     snapshots: Arc<Snapshots>,
     views: watch::Sender<View>,
+    /// Newest entry whose effect is in the newest view.
+    seen: watch::Sender<Option<EntryId>>,
     disk: Arc<dyn disk::Disk>,
 }
 
@@ -43,6 +45,7 @@ impl Machine {
             members: StoredMembershipOf::<TypeConfig>::default(),
             snapshots,
             views,
+            seen: watch::Sender::new(None),
             disk,
         };
         if let Some(loaded) = loaded {
@@ -55,6 +58,11 @@ impl Machine {
         self.views.subscribe()
     }
 
+    /// The newest entry whose effect is in the newest view.
+    pub(crate) fn applied(&self) -> watch::Receiver<Option<EntryId>> {
+        self.seen.subscribe()
+    }
+
     fn load(&mut self, loaded: Loaded) -> Result<(), String> {
         self.members = to_stored(&loaded.meta.members)?;
         self.applied = loaded.meta.last;
@@ -65,6 +73,7 @@ impl Machine {
 
     fn publish(&self) {
         self.views.send_replace(self.state.view().clone());
+        self.seen.send_replace(self.applied);
     }
 }
 
@@ -142,7 +151,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 }
 
-fn to_meta(meta: &Meta) -> io::Result<SnapshotMetaOf<TypeConfig>> {
+pub(super) fn to_meta(meta: &Meta) -> io::Result<SnapshotMetaOf<TypeConfig>> {
     let last_membership = to_stored(&meta.members).map_err(io::Error::other)?;
     Ok(SnapshotMetaOf::<TypeConfig> {
         last_log_id: meta.last.map(log_id),

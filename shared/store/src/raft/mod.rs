@@ -2,19 +2,22 @@
 //! In: [`Config`], an open log and snapshots. Out: a running [`Raft`].
 //! Invariant: openraft never sees a byte of a file, and our files never hold a byte of its making.
 //! Source: openraft 0.10.0-alpha.37, pinned exactly.
+pub(crate) mod answers;
 mod config;
 mod entries;
 mod machine;
-pub(crate) mod network;
+mod network;
 mod runtime;
 #[cfg(test)]
 mod suite;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use openraft::type_config::alias::{EntryOf, LogIdOf, StoredMembershipOf, VoteOf};
+use openraft::type_config::alias::{EntryOf, LogIdOf, StoredMembershipOf, VoteOf, WatchReceiverOf};
 use openraft::vote::RaftLeaderId;
+use ursa_runtime::CancellationToken;
+use ursa_runtime::error::Chain;
 use ursa_state::Applied;
 
 pub use config::Timings;
@@ -25,6 +28,7 @@ pub use runtime::Runtime;
 
 use crate::codec::{Members, Payload, Peer, Proposal, StoredMembers};
 use crate::log::{EntryId, Item, Vote};
+use crate::net::Peers;
 
 openraft::declare_raft_types!(
     /// Standard leader ids: one leader per term, so that the term alone orders leaders. Epochs leave the process (fences of
@@ -38,6 +42,8 @@ openraft::declare_raft_types!(
         AsyncRuntime = Runtime,
 );
 
+/// Who leads, as the core tells it.
+pub(crate) type ServerMetrics = WatchReceiverOf<TypeConfig, openraft::metrics::RaftServerMetrics<TypeConfig>>;
 pub(crate) type Raft = openraft::Raft<TypeConfig, Machine>;
 pub(crate) type Entry = EntryOf<TypeConfig>;
 type LogId = LogIdOf<TypeConfig>;
@@ -126,13 +132,43 @@ impl Item for Entry {
     }
 }
 
+/// How long a leader may lead, and followers keep others from it, after a majority last answered.
+pub(crate) fn lease(timings: &Timings) -> std::time::Duration {
+    timings.sane().election_max
+}
+
+/// Adds the members to a group of one that `raft` leads: first as listeners, until they have caught up, then all at once as voters.
+/// A raft that is shut down meanwhile ends this with an error.
+pub(crate) async fn grow(raft: &Raft, closing: &CancellationToken, members: &BTreeMap<u64, String>) -> Result<(), String> {
+    let me = *raft.node_id();
+    let all = async {
+        for (id, address) in members.iter().filter(|(id, _)| **id != me) {
+            let peer = Peer { address: address.clone() };
+            let added = raft.add_learner(*id, peer, true).await;
+            added.map_err(|error| Chain(&error).to_string())?;
+        }
+        let ids: BTreeSet<u64> = members.keys().copied().collect();
+        let changed = raft.change_membership(ids, false).await;
+        changed.map(|_| ()).map_err(|error| Chain(&error).to_string())
+    };
+    tokio::select! {
+        biased;
+        () = closing.cancelled() => Err("the store is closed".to_owned()),
+        done = all => done,
+    }
+}
+
 /// Starts a node on what is stored. Its state machine already holds the newest snapshot; openraft applies the committed entries after it.
 pub(crate) async fn start(
     node_id: u64,
     timings: &Timings,
     entries: Entries,
     machine: Machine,
-    network: network::Factory,
+    peers: Option<Peers>,
 ) -> Result<Raft, openraft::errors::Fatal<TypeConfig>> {
+    let network = network::Factory {
+        peers,
+        append_wait: timings.sane().election_min,
+    };
     Raft::new(node_id, Arc::new(config(timings)), network, entries, machine).await
 }

@@ -9,6 +9,7 @@ mod tests;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -81,6 +82,21 @@ pub struct RaftSnapshot {
     pub path: PathBuf,
 }
 
+impl RaftSnapshot {
+    /// What the file says about itself, once all of it was found intact. Blocks on the disk.
+    ///
+    /// # Errors
+    /// It is damaged, or cannot be read.
+    pub fn check(&self) -> Result<Meta, Error> {
+        let open = self.disk.open(&self.path).map_err(|source| Error::Io {
+            action: "open",
+            path: self.path.clone(),
+            source,
+        })?;
+        Ok(Intact::check(open, &self.path)?.meta)
+    }
+}
+
 /// A snapshot in memory.
 #[derive(Debug)]
 pub struct Loaded {
@@ -96,6 +112,8 @@ pub struct Snapshots {
     dir: PathBuf,
     /// Held while files change.
     files: Mutex<()>,
+    /// Files begun by [`Snapshots::receiving`].
+    received: AtomicU64,
     /// Newest first.
     known: Mutex<Vec<(Meta, PathBuf)>>,
     purgeable: watch::Sender<Option<EntryId>>,
@@ -156,6 +174,7 @@ impl Snapshots {
             disk,
             dir: dir.to_owned(),
             files: Mutex::new(()),
+            received: AtomicU64::new(0),
             known: Mutex::new(known),
             purgeable: watch::Sender::new(None),
         };
@@ -219,6 +238,23 @@ impl Snapshots {
             state,
             path,
         })
+    }
+
+    /// A new, empty file for a snapshot that comes from elsewhere. What is left of such files is removed at open.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn receiving(&self) -> Result<(Arc<dyn crate::disk::DiskFile>, PathBuf), Error> {
+        let number = self.received.fetch_add(1, Ordering::Relaxed);
+        let path = self.dir.join(format!("received-{number}{NEW}"));
+        match self.disk.create(&path) {
+            Ok(file) => Ok((file, path)),
+            Err(source) => Err(Error::Io {
+                action: "make",
+                path,
+                source,
+            }),
+        }
     }
 
     fn place(&self, meta: &Meta, fill: impl FnOnce(&dyn crate::disk::DiskFile, &Path) -> Result<(), Error>) -> Result<RaftSnapshot, Error> {

@@ -1,4 +1,5 @@
 //! How long a durable write takes, beside a raw append + fdatasync of the same bytes on the same disk in the same run.
+//! How long writes and reads of a group of three take, and a fail-over.
 //! Not a check: `cargo test -p ursa-store --release -- --ignored --nocapture writes_beside_a_raw_probe`. The folder is TMPDIR's.
 use std::io::Write;
 use std::os::unix::fs::FileExt;
@@ -108,4 +109,58 @@ async fn writes_beside_a_raw_probe() {
         report("raw", seconds, raw);
     }
     store.shutdown().await.unwrap();
+}
+
+/// Three nodes of one process over TLS on loopback.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn a_group_of_three() {
+    let mut group = super::group::Group::of_three().await;
+    let leader = group.leader().await;
+    for (what, id) in [("write at the leader", leader), ("write at a follower", leader % 3 + 1)] {
+        let (store, begin, mut times) = (group.store(id).clone(), Instant::now(), Vec::new());
+        while begin.elapsed() < TIME {
+            let start = Instant::now();
+            write(&store, "m", times.len() as u64).await.unwrap();
+            times.push(start.elapsed());
+        }
+        report(what, begin.elapsed().as_secs_f64(), times);
+        let (begin, mut times) = (Instant::now(), Vec::new());
+        while begin.elapsed() < TIME {
+            let start = Instant::now();
+            store.read().await.unwrap();
+            times.push(start.elapsed());
+        }
+        report("  read there", begin.elapsed().as_secs_f64(), times);
+    }
+    let (mut gaps, begin) = (Vec::new(), Instant::now());
+    for round in 0..20 {
+        let leader = group.leader().await;
+        let follower = group.store(leader % 3 + 1).clone();
+        write(&follower, "a", round).await.unwrap();
+        group.isolate(leader, Some(crate::net::faults::Cut::Requests));
+        let start = Instant::now();
+        write(&follower, "b", round).await.unwrap();
+        gaps.push(start.elapsed());
+        group.isolate(leader, None);
+        group.store(leader).read().await.unwrap();
+    }
+    report("fail-over", begin.elapsed().as_secs_f64(), gaps);
+    let (mut gaps, begin) = (Vec::new(), Instant::now());
+    for round in 0..20 {
+        let leader = group.leader().await;
+        let follower = group.store(leader % 3 + 1).clone();
+        let start = Instant::now();
+        let done = group
+            .store(leader)
+            .hand_over(ursa_runtime::lease::Deadline::after(super::PATIENCE))
+            .await;
+        assert!(done.is_ok());
+        write(&follower, "c", round).await.unwrap();
+        gaps.push(start.elapsed());
+    }
+    report("hand-over", begin.elapsed().as_secs_f64(), gaps);
+    for id in 1..=3 {
+        group.node(id).kill().await;
+    }
 }

@@ -3,6 +3,7 @@
 mod bench;
 mod crash;
 mod files;
+mod group;
 mod serve;
 
 use std::time::Duration;

@@ -174,6 +174,55 @@ async fn a_node_that_waits_to_be_added_founds_nothing() {
     ));
 }
 
+/// A number that came back as its neighbour would make replicas differ, and every resource that has one look changed.
+#[tokio::test]
+async fn floats_survive_the_log_and_a_snapshot_to_the_last_bit() {
+    let disk = SimDisk::new(1);
+    let store = on_disk(&disk, &Tasks::new()).await.unwrap();
+    let numbers = [
+        0.1 + 0.2,
+        5e-324,
+        2.225_073_858_507_201e-308,
+        f64::MAX,
+        -1.0 / 3.0,
+        1e21,
+        123_456.789e-7,
+        9_007_199_254_740_993.0,
+        8.41,
+        0.000_001,
+    ];
+    let spec = serde_json::json!({ "n": 1, "floats": numbers });
+    let text = spec.to_string();
+    let mut op = put("a", 1);
+    if let ursa_state::Op::Put(put) = &mut op {
+        put.spec = spec;
+    }
+    store.propose(changeset(1, vec![op.clone()])).await.unwrap();
+    let before = picture(&store.view());
+    let spec_of = |store: &Store| store.view().get(&key("a")).unwrap().spec.to_string();
+    assert_eq!(spec_of(&store), text);
+    // From the log.
+    let mut disk = disk.power_loss();
+    let mut store = on_disk(&disk, &Tasks::new()).await.unwrap();
+    assert_eq!((spec_of(&store), picture(&store.view()) == before), (text.clone(), true));
+    // From a snapshot, and from the snapshot of a state that came from one.
+    for n in 2..4 {
+        store.snapshot().await.unwrap();
+        let applied = store.status().applied;
+        let taken = store.inner().raft.wait(Some(super::PATIENCE));
+        let covers = |index: Option<u64>| index >= applied;
+        taken
+            .metrics(|metrics| covers(metrics.snapshot.as_ref().map(|id| id.index)), "a snapshot")
+            .await
+            .unwrap();
+        disk = disk.power_loss();
+        store = on_disk(&disk, &Tasks::new()).await.unwrap();
+        assert_eq!((spec_of(&store), picture(&store.view()) == before), (text.clone(), true));
+        let same = store.propose(changeset(n, vec![op.clone()])).await.unwrap();
+        assert_eq!(same.results, [ursa_state::OpResult::Unchanged]);
+    }
+}
+
 #[tokio::test]
 async fn snapshots_are_taken_and_the_log_is_purged_behind_the_older() {
     let disk = SimDisk::new(1);

@@ -2,43 +2,54 @@
 //! In: the zone's own content. Out: the global's changesets in the zone's store. Invariants: the end of a connection changes nothing
 //! here; at most one session at a time, and the next begins only when the last has stored what it had begun.
 //! Source: kds.md 1, 5.3, 11.2. Not here: the protocol ([`crate::sender`], [`crate::receiver`]).
+//!
+//! **Several nodes.** All streams of a session end at one node of the global. The session stays there as long as it is healthy; when any
+//! part of it ends (the node died, refuses, has no quorum, drains, no longer answers health checks) the next address is tried at once
+//! ([`rotation`]).
 
 use std::{
     fmt,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tracing::{info, warn};
 use ursa_model::{Timestamp, ZoneName};
-use ursa_runtime::{Backoff, Secret, Stages, error::Chain};
+use ursa_runtime::{
+    Secret, Stages,
+    error::Chain,
+    lease::{Deadline, within},
+};
 use ursa_state::GlobalRevision;
 
 use crate::{
+    digest::Tally,
     distribution::Distributor,
     mapping::Class,
     metrics::Metrics,
-    peer::{Features, INSTANCE_HEADER, Identity},
+    peer::{Features, INSTANCE_HEADER, Identity, SESSION_HEADER},
     ports::{Sink, Source},
+    receiver::Site,
 };
 
 mod admin;
+mod rotation;
 mod session;
+
+use rotation::Rotation;
 
 /// Shortest PING interval: a real global answers faster ones with too_many_pings.
 const MIN_KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(15);
-const CONNECT: Duration = Duration::from_secs(5);
-/// First and longest wait before connecting again.
-const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Longest time to connect, TLS included: three round trips around the globe, and a lost packet.
+const CONNECT: Duration = Duration::from_secs(3);
+/// Content that flowed for so long makes a session healthy. One that ends earlier counts as a failure of its address.
+const HEALTHY: Duration = Duration::from_secs(5);
 /// Flow-control windows: a first set should not wait for window updates across an ocean.
 const STREAM_WINDOW: u32 = 4 * 1024 * 1024;
 const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
@@ -61,7 +72,8 @@ pub struct ClientConfig {
     /// Names this process; another one with every start.
     pub instance_id: String,
     pub version: String,
-    /// `grpcs://host:port` (TLS) or `grpc://host:port` (plaintext), tried in turn.
+    /// `grpcs://host:port` or `host:port` (TLS), `grpc://host:port` (plaintext) of each node of the global. Which one is tried first
+    /// depends on the zone's name; then in turn.
     pub addresses: Vec<String>,
     /// PEM of the CAs that the global's certificate is checked with; required for `grpcs`.
     pub ca_pem: Option<String>,
@@ -88,12 +100,14 @@ pub struct ClientParts {
 pub enum ConfigError {
     #[error("no address of a global control plane is given")]
     NoAddress,
-    #[error("{0:?} is no address of a global control plane: want grpcs://host:port or grpc://host:port")]
+    #[error("{0:?} is no address of a global control plane: want host:port, grpcs://host:port or grpc://host:port")]
     Address(String),
     #[error("{0:?} needs the CA of the global's certificate")]
     NoCa(String),
     #[error("TLS towards {address}")]
     Tls { address: String, source: tonic::transport::Error },
+    #[error("the CA for {address}")]
+    Ca { address: String, source: ursa_runtime::tls::Error },
 }
 
 /// How the connection is.
@@ -119,8 +133,13 @@ pub struct KdsClient {
     status: watch::Sender<ClientStatus>,
     /// The zone's own content, mapped; kept over connections.
     distributor: Mutex<Distributor>,
-    /// Content flowed in this session.
-    flowed: AtomicBool,
+    /// Sums of what we hold of the global; kept over connections.
+    tally: Mutex<Tally>,
+    /// Since when content flows in this session, and how long it must to be healthy.
+    flowing: Mutex<Option<Deadline>>,
+    confirmed: Arc<Notify>,
+    /// Counts sessions, so that a node tells a newer one from one that arrives late.
+    sessions: AtomicU64,
 }
 
 impl fmt::Debug for KdsClient {
@@ -157,27 +176,35 @@ impl KdsClient {
                 endpoints,
                 status,
                 distributor,
-                flowed: AtomicBool::new(false),
+                tally: Mutex::new(Tally::new(Site::Zone)),
+                flowing: Mutex::new(None),
+                confirmed: Arc::default(),
+                sessions: AtomicU64::new(0),
             },
             watch,
         ))
     }
 
+    /// For the operator: `notify_one` removes what the global's first set lacked and what is held for that reason
+    /// (metric `kds_held_removals`), now or at the end of the next first set.
+    pub fn confirm_removals(&self) -> Arc<Notify> {
+        self.confirmed.clone()
+    }
+
     /// Keeps the zone connected until cancelled.
     pub async fn run(self, cancel: CancellationToken) {
-        let mut backoff = Backoff::new(RECONNECT.0, RECONNECT.1);
-        for (address, endpoint) in self.endpoints.iter().cycle() {
-            self.flowed.store(false, Ordering::Relaxed);
+        let mut rotation = Rotation::new(self.endpoints.len(), self.config.zone.as_str());
+        while let Some((address, endpoint)) = self.endpoints.get(rotation.current()) {
+            *self.flowing.lock() = None;
             let why = self.session(address, endpoint, &cancel).await;
             if cancel.is_cancelled() {
                 return;
             }
             self.parts.metrics.reconnects.inc();
-            if self.flowed.load(Ordering::Relaxed) {
-                backoff.reset();
-            }
+            let healthy = self.flowing.lock().is_some_and(|since| since.has_passed());
+            let mut wait = rotation.ended(healthy);
             // The first failure is news; the ones after it are the same story.
-            if backoff.attempts() == 0 {
+            if rotation.failures() == 1 {
                 warn!(zone = %self.config.zone, address, error = why, "the connection to the global ended, reconnecting");
             } else {
                 tracing::debug!(zone = %self.config.zone, address, error = why, "still no connection to the global");
@@ -188,7 +215,7 @@ impl KdsClient {
                 }
                 status.last_error = Some(why);
             });
-            if !backoff.wait(&cancel).await {
+            if !wait.wait(&cancel).await {
                 return;
             }
         }
@@ -199,11 +226,12 @@ impl KdsClient {
         let connected = tokio::select! {
             biased;
             () = cancel.cancelled() => return String::new(),
-            connected = self.connect(endpoint) => connected,
+            connected = within(CONNECT, self.connect(endpoint)) => connected,
         };
         match connected {
-            Ok((channel, token)) => session::run(self, address, channel, token, cancel).await,
-            Err(why) => why,
+            Ok(Ok((channel, token))) => session::run(self, address, channel, token, cancel).await,
+            Ok(Err(why)) => why,
+            Err(late) => format!("connecting: {late}"),
         }
     }
 
@@ -233,7 +261,10 @@ impl KdsClient {
 
     /// Content flows: the session is good.
     fn flows(&self, address: &str, progress: bool) {
-        if !self.flowed.swap(true, Ordering::Relaxed) {
+        let mut flowing = self.flowing.lock();
+        if flowing.is_none() {
+            *flowing = Some(Deadline::after(HEALTHY));
+            drop(flowing);
             info!(zone = %self.config.zone, address, progress, "connected to the global");
             self.status.send_modify(|status| {
                 status.connected = Some(address.to_owned());
@@ -250,6 +281,7 @@ fn endpoint(config: &ClientConfig, address: &str) -> Result<Endpoint, ConfigErro
     let (tls, rest) = match address.split_once("://") {
         Some(("grpcs", rest)) => (true, rest),
         Some(("grpc", rest)) => (false, rest),
+        None => (true, address),
         _ => return Err(wrong()),
     };
     let uri: http::Uri = format!("{}://{}", if tls { "https" } else { "http" }, rest.trim_end_matches('/'))
@@ -273,8 +305,12 @@ fn endpoint(config: &ClientConfig, address: &str) -> Result<Endpoint, ConfigErro
     })?;
     if tls {
         let ca = config.ca_pem.as_ref().ok_or_else(|| ConfigError::NoCa(address.to_owned()))?;
+        let verifier = ursa_runtime::tls::server_verifier(ca.as_bytes()).map_err(|source| ConfigError::Ca {
+            address: address.to_owned(),
+            source,
+        })?;
         endpoint = endpoint
-            .tls_config(ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca)))
+            .tls_config_with_verifier(ClientTlsConfig::new(), verifier)
             .map_err(|source| ConfigError::Tls {
                 address: address.to_owned(),
                 source,
@@ -284,7 +320,7 @@ fn endpoint(config: &ClientConfig, address: &str) -> Result<Endpoint, ConfigErro
 }
 
 /// gRPC metadata of every call (kds.md 1.2), ours included.
-fn metadata(config: &ClientConfig, token: Option<&str>, out: &mut tonic::metadata::MetadataMap) {
+fn metadata(config: &ClientConfig, session: u64, token: Option<&str>, out: &mut tonic::metadata::MetadataMap) {
     let mut add = |key: &'static str, value: &str| {
         if let Ok(mut value) = tonic::metadata::MetadataValue::try_from(value) {
             value.set_sensitive(key == "authorization");
@@ -299,6 +335,7 @@ fn metadata(config: &ClientConfig, token: Option<&str>, out: &mut tonic::metadat
     add("kds-version", "v3");
     add("zone-version", "v3");
     add(INSTANCE_HEADER, &config.instance_id);
+    add(SESSION_HEADER, &session.to_string());
     if let Some(token) = token {
         add("authorization", &format!("Bearer {token}"));
     }

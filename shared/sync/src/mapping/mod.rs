@@ -15,7 +15,10 @@ use ursa_model::{
 };
 use ursa_state::Catalog;
 
-use crate::peer::{Features, Line};
+use crate::{
+    digest,
+    peer::{Features, Line},
+};
 
 mod down;
 mod role;
@@ -66,6 +69,8 @@ pub struct Entry {
     pub from: Option<Arc<str>>,
     /// Shown only to peers with these features.
     pub needs: Features,
+    /// Of what a receiver makes of it; `None` if a receiver will refuse it.
+    pub hash: Option<digest::Hash>,
 }
 
 /// One peer of a class: what it may see.
@@ -78,7 +83,12 @@ pub struct Recipient {
 
 impl Recipient {
     pub fn sees(&self, entry: &Entry) -> bool {
-        self.features.contains(entry.needs) && (entry.from.is_none() || entry.from != self.zone)
+        self.sees_those(entry.needs, entry.from.as_ref())
+    }
+
+    /// All entries that need these features and come from this zone.
+    pub(crate) fn sees_those(&self, needs: Features, from: Option<&Arc<str>>) -> bool {
+        self.features.contains(needs) && (from.is_none() || from != self.zone.as_ref())
     }
 }
 
@@ -176,6 +186,8 @@ impl Draft<'_> {
         let failed = |why: String| Problem::Encode { key: key.clone(), why };
         let bytes =
             wire::encode(key.kind(), key.mesh(), &self.name, &self.labels, self.spec, self.status).map_err(|e| failed(e.to_string()))?;
+        let stored = wire::decode(key.kind(), wire::RESOURCE_TYPE_URL, &bytes).ok();
+        let hash = stored.map(|s| digest::hash(&s.key, &s.labels, &s.spec));
         let bytes = amend(bytes).map_err(failed)?;
         let content =
             serde_json::to_vec(&(&self.name, key.mesh(), &self.labels, self.spec, self.status)).map_err(|e| failed(e.to_string()))?;
@@ -188,6 +200,7 @@ impl Draft<'_> {
             bytes,
             from: self.from,
             needs: self.needs,
+            hash,
         }))
     }
 }

@@ -3,9 +3,9 @@
 //! Invariants: only the peer's own resources are touched; upserts come first, removals last; what is stored already costs nothing.
 //!
 //! **Removals that a first set implies.** If the peer proves to be who it was (same history, no step back) they are done. Otherwise (a
-//! stock peer, a global restored from a backup, a zone that lost its disk) root kinds, and more than a fifth of a kind, are held:
-//! reported and left alone until they return, are removed by name, or a first set of a known peer confirms them. A grace for the others
-//! has its place in [`implied`]. Kinds of the observed tier are what the peer says they are, always.
+//! stock peer, a global restored from a backup, a zone that lost its disk) they are held: reported and left alone until they return, are
+//! removed by name, or a first set of a known peer confirms them. Held for a grace; but root kinds, and more than a fifth of a kind, wait
+//! for the operator. As long as anything is held the peer is not remembered as known, so that no later stream believes it either. Kinds of the observed tier are what the peer says they are, always.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,18 +26,34 @@ const ROOT_KINDS: [Kind; 4] = [Kind::Mesh, Kind::MeshIdentity, Kind::MeshTrust, 
 /// An unknown peer's silence removes at most one in so many of a kind.
 const HOLD_FRACTION: usize = 5;
 
+/// What ends a hold, beside the resource's return.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// Time.
+    Grace,
+    /// A person; time only if the peer turns out to be the one it was.
+    Operator,
+}
+
+/// Removals of one kind that are held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub keys: Vec<ResourceKey>,
+    pub wait: Wait,
+}
+
 /// See the module's text.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Batch {
     /// Durable ops: upserts, then removals.
     pub ops: Vec<Op>,
     pub observations: Vec<Observation>,
-    /// In a zone: the global's revision that this completes, if that is news.
+    /// In a zone: the global's revision that this completes, if that is news; while removals are held, what keeps the global unproven.
     pub global: Option<GlobalRevision>,
-    /// The revision of the peer's store that this completes; only from a peer that reports progress.
+    /// The revision of the peer's store that this completes; only from a peer that reports progress, and of which no removal is held.
     pub peer: Option<GlobalRevision>,
     /// Every kind of which a first set came, with the removals that are held.
-    pub held: BTreeMap<Kind, Vec<ResourceKey>>,
+    pub held: BTreeMap<Kind, Held>,
     /// Keys that the peer spoke of by name.
     pub mentioned: BTreeSet<ResourceKey>,
 }
@@ -141,15 +157,16 @@ pub(super) fn build(pending: &mut Pending, site: &Site, catalog: &Catalog, known
 }
 
 /// Removals that a first set implies: done now, and held.
-fn implied(kind: Kind, of_kind: &OfKind, site: &Site, catalog: &Catalog, trusted: bool) -> (Vec<ResourceKey>, Vec<ResourceKey>) {
+fn implied(kind: Kind, of_kind: &OfKind, site: &Site, catalog: &Catalog, trusted: bool) -> (Vec<ResourceKey>, Held) {
     let stored: Vec<_> = catalog.list(kind).into_iter().filter(|r| site.owns(r)).collect();
     let named = |key: &ResourceKey| of_kind.upserts.contains_key(key) || of_kind.kept.contains(key) || of_kind.removals.contains(key);
     let missing: Vec<ResourceKey> = stored.iter().map(|r| r.key.clone()).filter(|key| !named(key)).collect();
-    let believed = trusted || catalog.role.tier(kind) == Tier::Observed;
-    if !believed && (ROOT_KINDS.contains(&kind) || missing.len() * HOLD_FRACTION > stored.len()) {
-        return (Vec::new(), missing);
+    let much = ROOT_KINDS.contains(&kind) || missing.len() * HOLD_FRACTION > stored.len();
+    let wait = if much { Wait::Operator } else { Wait::Grace };
+    if trusted || catalog.role.tier(kind) == Tier::Observed {
+        return (missing, Held { keys: Vec::new(), wait });
     }
-    (missing, Vec::new())
+    (Vec::new(), Held { keys: missing, wait })
 }
 
 /// What would be stored is stored already. In a zone the status is the zone's own.

@@ -10,31 +10,42 @@
 //! wait for ACKs, and a stock sender has nothing newer to say about a type it just sent. While one batch is being stored, what arrives
 //! is merged into one next batch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use ursa_model::{Kind, ResourceKey, wire};
+use ursa_model::{
+    Kind, ResourceKey,
+    kind::config::{CLUSTER_ID, Config as ConfigSpec},
+    wire,
+};
 use ursa_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, ErrorDetail};
-use ursa_state::{Catalog, GlobalRevision};
+use ursa_state::{Catalog, GlobalRevision, HistoryId};
 
-use crate::{PROGRESS_TYPE_URL, peer::Identity, revision};
+use crate::{
+    FULL_SET_TYPE_URL, PROGRESS_TYPE_URL, RESUMED_TYPE_URL,
+    digest::{self, Hash, Tally},
+    peer::Identity,
+    revision,
+};
 
 pub mod batch;
 mod pending;
 mod scope;
 
-pub use batch::Batch;
+pub use batch::{Batch, Held, Wait};
 pub use scope::Site;
 
-use pending::{Pending, Upsert};
+use pending::{COST, Pending, Upsert, nack_text};
 
 /// Bytes that may wait for a marker or for the store before the stream is no longer read. A first set of every kind fits.
 const MAX_WAITING: usize = 64 * 1024 * 1024;
+/// Bytes without a marker after which the peer is taken for one that never sends any.
+const MAX_UNMARKED: usize = 4 * MAX_WAITING;
+/// In the place of the history of a peer that stepped back, while its removals are held: no peer proves to be it.
+const UNPROVEN: HistoryId = HistoryId(0);
+/// Refused resources that are remembered per kind. More cost at worst a repair that changes nothing.
+const MAX_TAINTED: usize = 4096;
 /// Largest sum of label bytes of one resource.
 const MAX_LABEL_BYTES: usize = 64 * 1024;
-/// Resources named in one NACK.
-const MAX_NAMED: usize = 256;
-/// Longest reason per resource in a NACK.
-const MAX_REASON: usize = 512;
 
 /// What happened.
 #[derive(Clone, Debug)]
@@ -48,6 +59,10 @@ pub enum Event {
     },
     /// The batch given out last is not stored.
     Failed(String),
+    /// [`Site::grace`] has passed since the newest hold ([`Receiver::holds`]).
+    GraceOver,
+    /// The operator wants what is held to be removed.
+    Confirmed,
 }
 
 /// What to do.
@@ -88,10 +103,19 @@ pub enum Report {
     /// Removals that a first response implied and that are not done; replaces the last report for the kind.
     Held {
         kind: Kind,
-        keys: Vec<ResourceKey>,
+        held: Held,
     },
     /// Resources came under another zone's name; this many.
     Rewritten(usize),
+    /// The peer said that everything up to this revision was sent.
+    UpTo(GlobalRevision),
+    /// The peer goes on from the revision that we have.
+    Resumed(GlobalRevision),
+    /// What we hold of a kind is not what the peer says we should; `repair`: it is asked for the complete set.
+    Differs {
+        kind: Kind,
+        repair: bool,
+    },
 }
 
 /// How one receiver behaves.
@@ -119,24 +143,59 @@ pub struct Receiver {
     open: Pending,
     /// Complete, waits for its turn.
     ready: Pending,
-    /// Answers to send once the batch in the store is there.
-    storing: Option<Vec<pending::Answer>>,
-    held: BTreeMap<Kind, Vec<ResourceKey>>,
+    /// What is owed once the batch in the store is there.
+    storing: Option<Storing>,
+    held: BTreeMap<Kind, Held>,
+    /// Counts the holds.
+    holds: u64,
+    /// In a zone: the id of the global that we knew when the stream began, and whether this peer has named its own.
+    cluster_id: Option<String>,
+    cluster_id_named: bool,
+    /// Sums of what we hold of the peer.
+    tally: Tally,
+    /// Wire names of what is refused at present: sums of such kinds mean nothing.
+    tainted: BTreeMap<Kind, BTreeSet<String>>,
+    /// Kinds that were asked for again and did not agree since: what one repair does not cure, a second would not.
+    repaired: BTreeSet<Kind>,
+    /// Those of them whose complete set did not begin yet.
+    asked: BTreeSet<Kind>,
     closed: bool,
+}
+
+/// A batch that is being stored.
+#[derive(Clone, Debug, Default)]
+struct Storing {
+    answers: Vec<pending::Answer>,
+    /// What we should hold then.
+    digests: BTreeMap<Kind, Hash>,
 }
 
 impl Receiver {
     pub fn new(config: Config) -> Self {
         let first_seen = config.kinds.iter().map(|k| (*k, false)).collect();
         Self {
+            tally: Tally::new(config.site.clone()),
             config,
             first_seen,
             open: Pending::default(),
             ready: Pending::default(),
             storing: None,
             held: BTreeMap::new(),
+            holds: 0,
+            cluster_id: None,
+            cluster_id_named: false,
+            tainted: BTreeMap::new(),
+            repaired: BTreeSet::new(),
+            asked: BTreeSet::new(),
             closed: false,
         }
+    }
+
+    /// With sums that are kept over streams, so that they need not be made from nothing.
+    #[must_use]
+    pub fn with_tally(mut self, tally: Tally) -> Self {
+        self.tally = tally;
+        self
     }
 
     /// `catalog` is the newest picture of our own store; after [`Event::Stored`] it must contain what was stored.
@@ -146,7 +205,10 @@ impl Receiver {
             return out;
         }
         match event {
-            Event::Start => self.subscribe(&mut out),
+            Event::Start => {
+                self.cluster_id = cluster_id(catalog);
+                self.subscribe(&mut out);
+            }
             Event::Response(response) => {
                 if let Err(close) = self.on_response(response, &mut out) {
                     self.closed = true;
@@ -156,7 +218,16 @@ impl Receiver {
                 self.release(catalog, &mut out);
             }
             Event::Stored { refused } => {
-                self.answer(&refused, &mut out);
+                self.answer(&refused, catalog, &mut out);
+                self.release(catalog, &mut out);
+            }
+            Event::GraceOver => {
+                let same = self.is_the_same_global(catalog);
+                self.remove_held(|held| held.wait == Wait::Grace || same);
+                self.release(catalog, &mut out);
+            }
+            Event::Confirmed => {
+                self.remove_held(|_| true);
                 self.release(catalog, &mut out);
             }
             Event::Failed(why) => {
@@ -173,8 +244,37 @@ impl Receiver {
     }
 
     /// Removals that are held, by kind.
-    pub fn held(&self) -> &BTreeMap<Kind, Vec<ResourceKey>> {
+    pub fn held(&self) -> &BTreeMap<Kind, Held> {
         &self.held
+    }
+
+    /// Counts holds: a new number means that removals were held just now, for the site's grace from now.
+    pub fn holds(&self) -> u64 {
+        self.holds
+    }
+
+    /// What this end does for how long before it removes what is only missing.
+    pub fn site(&self) -> &Site {
+        &self.config.site
+    }
+
+    /// A stock global cannot prove that its store is the one we know; but one that lost it has another cluster id.
+    fn is_the_same_global(&self, catalog: &Catalog) -> bool {
+        matches!(self.config.site, Site::Zone)
+            && self.cluster_id_named
+            && self.cluster_id.is_some()
+            && self.cluster_id == cluster_id(catalog)
+    }
+
+    /// Takes held removals up, except of what the peer spoke of since.
+    fn remove_held(&mut self, which: impl Fn(&Held) -> bool) {
+        for held in self.held.values().filter(|h| which(h)) {
+            for key in held.keys.iter().filter(|k| !self.open.mentions(k)) {
+                if !self.ready.mentions(key) {
+                    self.ready.remove(key.clone());
+                }
+            }
+        }
     }
 
     /// The peer reports progress, as it turned out after the stream was opened (a zone learns it from response headers).
@@ -216,9 +316,24 @@ impl Receiver {
                     shown(&response.system_version_info)
                 ))
             })?;
+            let digests = response
+                .resources
+                .iter()
+                .filter_map(|r| Some((r.name.parse().ok()?, digest::parse(&r.version)?)));
             let mut open = std::mem::take(&mut self.open);
-            open.mark(at, response.nonce);
+            open.mark(at, response.nonce, digests.collect());
             self.ready.append(open);
+            out.push(Action::Report(Report::UpTo(at)));
+            return Ok(());
+        }
+        if response.type_url == RESUMED_TYPE_URL {
+            return self.on_resumed(&response.system_version_info, out);
+        }
+        if response.type_url == FULL_SET_TYPE_URL {
+            let kind = response.system_version_info.parse().ok().filter(|k| self.repaired.contains(k));
+            self.asked.retain(|asked| Some(*asked) != kind);
+            let seen = kind.and_then(|k| self.first_seen.get_mut(&k));
+            *seen.ok_or_else(|| protocol("a complete set that was not asked for".into()))? = false;
             return Ok(());
         }
         let kind = response.type_url.parse::<Kind>().ok();
@@ -230,11 +345,58 @@ impl Receiver {
         let pending = self.read(kind, first, response, out)?;
         out.push(Action::Report(Report::Received { kind, resources }));
         if self.config.progress {
-            self.open.append(pending)
+            self.open.append(pending);
         } else {
-            self.ready.append(pending)
+            self.ready.append(pending);
+        }
+        if self.open.bytes > MAX_UNMARKED {
+            return Err(protocol(format!("no progress marker within {MAX_UNMARKED} bytes")));
         }
         Ok(())
+    }
+
+    /// The peer believes what we said that we hold. It must be the first thing that it says.
+    fn on_resumed(&mut self, text: &str, out: &mut Vec<Action>) -> Result<(), Close> {
+        let at = revision::parse(text).filter(|at| self.config.known == Some(*at));
+        let (Some(at), true) = (at, self.config.progress && self.first_seen.values().all(|seen| !seen)) else {
+            return Err(Close::Protocol(format!(
+                "resumed where it cannot be: {:?}",
+                text.chars().take(64).collect::<String>()
+            )));
+        };
+        for (_, seen) in self.first_seen.iter_mut().filter(|(kind, _)| digest::is_covered(**kind)) {
+            *seen = true;
+        }
+        out.push(Action::Report(Report::Resumed(at)));
+        Ok(())
+    }
+
+    /// Compares what we hold with what the peer says we should. A kind that differs is asked for again.
+    fn check(&mut self, digests: &BTreeMap<Kind, Hash>, catalog: &Catalog, out: &mut Vec<Action>) {
+        if digests.is_empty() {
+            return;
+        }
+        self.tally.update(catalog);
+        for (kind, want) in digests {
+            let ours =
+                self.first_seen.contains_key(kind) && digest::is_covered(*kind) && self.tainted.get(kind).is_none_or(BTreeSet::is_empty);
+            let held = self.held.get(kind).is_some_and(|h| !h.keys.is_empty());
+            if !ours || held {
+                continue;
+            }
+            if self.tally.sum(*kind) == *want {
+                if !self.asked.contains(kind) {
+                    self.repaired.remove(kind);
+                }
+                continue;
+            }
+            let repair = self.repaired.insert(*kind);
+            out.push(Action::Report(Report::Differs { kind: *kind, repair }));
+            if repair {
+                self.asked.insert(*kind);
+                out.push(Action::Send(self.initial(kind.name())));
+            }
+        }
     }
 
     /// Decodes and checks one response.
@@ -244,15 +406,17 @@ impl Receiver {
         };
         let mut pending = Pending::of_response(kind, first, response.nonce);
         let mut rewritten = 0;
-        for name in &response.removed_resources {
+        for name in response.removed_resources {
+            pending.bytes += COST + name.len();
             // A name that could not be stored has nothing to remove.
-            if let Ok(key) = wire::parse_kds_name(kind, name).and_then(|key| self.config.site.received_key(key)) {
+            if let Ok(key) = wire::parse_kds_name(kind, &name).and_then(|key| self.config.site.received_key(key)) {
                 pending.remove(key);
             }
+            pending.names(name);
         }
         for resource in response.resources {
             let any = resource.resource.ok_or_else(|| protocol(&resource.name, &"no resource in it"))?;
-            pending.bytes += any.value.len();
+            pending.bytes += COST + resource.name.len() + any.value.len();
             // What the name says is only used to protect the stored copy of a resource that cannot be read.
             let named = || {
                 wire::parse_kds_name(kind, &resource.name)
@@ -268,6 +432,7 @@ impl Receiver {
                         Ok(None) => {}
                         Ok(Some((incoming, renamed))) if labels <= MAX_LABEL_BYTES => {
                             rewritten += usize::from(renamed);
+                            pending.names(wire_name.clone());
                             pending.upsert(Upsert {
                                 incoming,
                                 wire_name,
@@ -305,46 +470,74 @@ impl Receiver {
             return;
         }
         let mut pending = std::mem::take(&mut self.ready);
-        let batch = batch::build(&mut pending, &self.config.site, catalog, self.config.known);
-        if let Some(at) = pending.global {
-            self.config.known = Some(at);
+        let known = self.config.known;
+        let mut batch = batch::build(&mut pending, &self.config.site, catalog, known);
+        self.cluster_id_named |= batch.mentioned.iter().any(|k| k.kind() == Kind::Config && k.name() == CLUSTER_ID);
+        for (kind, held) in batch.held.clone() {
+            self.holds += u64::from(!held.keys.is_empty());
+            out.push(Action::Report(Report::Held { kind, held: held.clone() }));
+            self.held.insert(kind, held);
         }
-        for (kind, keys) in batch.held.clone() {
-            out.push(Action::Report(Report::Held { kind, keys: keys.clone() }));
-            self.held.insert(kind, keys);
-        }
-        self.drop_returned(&batch, out);
-        self.storing = Some(pending.answers);
-        if batch.is_empty() {
-            self.answer(&[], out);
+        self.drop_returned(&batch, catalog, out);
+        self.believe(&mut batch);
+        // A zone's history is kept even when that is all there is to keep.
+        let identity =
+            matches!(self.config.site, Site::Global { .. }) && batch.peer.is_some_and(|at| known.map(|k| k.history) != Some(at.history));
+        self.storing = Some(Storing {
+            answers: pending.answers,
+            digests: pending.digests,
+        });
+        if batch.is_empty() && !identity {
+            self.answer(&[], catalog, out);
         } else {
             out.push(Action::Apply(Box::new(batch)));
         }
     }
 
-    /// A held removal is over when the resource is sent again, or removed by name.
-    fn drop_returned(&mut self, batch: &Batch, out: &mut Vec<Action>) {
-        for (kind, keys) in &mut self.held {
-            let before = keys.len();
-            keys.retain(|key| !batch.mentioned.contains(key));
-            if keys.len() != before {
+    /// Whom the peer is taken for from now on, here and by the next stream. While removals are held because it did not prove who it is,
+    /// it stays unproven: otherwise the next stream would believe it, and remove them all.
+    fn believe(&mut self, batch: &mut Batch) {
+        let Some(at) = batch.peer else { return };
+        if self.held.values().all(|held| held.keys.is_empty()) {
+            self.config.known = Some(at);
+            return;
+        }
+        (batch.peer, batch.global) = (None, None);
+        // One that stepped back comes to where it was before; that must not pass for a proof.
+        if let Some(known) = self.config.known.filter(|known| known.history == at.history) {
+            let unproven = GlobalRevision {
+                history: UNPROVEN,
+                ..known
+            };
+            self.config.known = Some(unproven);
+            batch.global = Some(unproven).filter(|_| matches!(self.config.site, Site::Zone));
+        }
+    }
+
+    /// A held removal is over when the resource is sent again, or removed by name, or gone anyway.
+    fn drop_returned(&mut self, batch: &Batch, catalog: &Catalog, out: &mut Vec<Action>) {
+        for (kind, held) in &mut self.held {
+            let before = held.keys.len();
+            held.keys.retain(|key| !batch.mentioned.contains(key) && catalog.get(key).is_some());
+            if held.keys.len() != before {
                 out.push(Action::Report(Report::Held {
                     kind: *kind,
-                    keys: keys.clone(),
+                    held: held.clone(),
                 }));
             }
         }
     }
 
     /// Sends the answers of the batch that is stored now.
-    fn answer(&mut self, refused: &[(ResourceKey, String)], out: &mut Vec<Action>) {
-        let mut answers = self.storing.take().unwrap_or_default();
+    fn answer(&mut self, refused: &[(ResourceKey, String)], catalog: &Catalog, out: &mut Vec<Action>) {
+        let Storing { mut answers, digests } = self.storing.take().unwrap_or_default();
         for (key, why) in refused {
             if let Some((answer, wire_name)) = answers.iter_mut().find_map(|a| a.keys.get(key).cloned().map(|name| (a, name))) {
                 answer.refused.push((wire_name, why.clone()));
             }
         }
         for answer in answers {
+            self.taint(&answer);
             let mut request = DeltaDiscoveryRequest {
                 node: Some(self.config.identity.bare_node()),
                 type_url: answer.type_url,
@@ -365,19 +558,28 @@ impl Receiver {
             }
             out.push(Action::Send(request));
         }
+        self.check(&digests, catalog, out);
+    }
+
+    /// What the peer named anew, or left out of a complete set, is no longer refused; what is refused now is.
+    fn taint(&mut self, answer: &pending::Answer) {
+        let Ok(kind) = answer.type_url.parse::<Kind>() else { return };
+        let tainted = self.tainted.entry(kind).or_default();
+        if answer.full {
+            tainted.clear();
+        }
+        for name in &answer.named {
+            tainted.remove(name);
+        }
+        let room = MAX_TAINTED.saturating_sub(tainted.len());
+        tainted.extend(answer.refused.iter().take(room).map(|(name, _)| name.clone()));
     }
 }
 
-/// `user error: <name>: <reason>; ...`: Kuma's prefix for the sender's fault, and every refused resource by its wire name.
-fn nack_text(refused: &[(String, String)]) -> String {
-    let named: Vec<String> = refused
-        .iter()
-        .take(MAX_NAMED)
-        .map(|(name, reason)| format!("{name}: {}", reason.chars().take(MAX_REASON).collect::<String>()))
-        .collect();
-    let more = refused.len().saturating_sub(MAX_NAMED);
-    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-    format!("user error: {}{more}", named.join("; "))
+/// The global's own id, as it syncs it down.
+fn cluster_id(catalog: &Catalog) -> Option<String> {
+    let key = ResourceKey::new(Kind::Config, "", CLUSTER_ID).ok()?;
+    Some(catalog.get(&key)?.spec::<ConfigSpec>().ok()?.config)
 }
 
 #[cfg(test)]

@@ -6,7 +6,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use ursa_model::{Kind, ResourceKey, wire::Incoming};
 use ursa_state::GlobalRevision;
 
-use crate::PROGRESS_TYPE_URL;
+use crate::{PROGRESS_TYPE_URL, digest::Hash};
+
+/// Bytes that a response, a resource or a removal costs at least, whatever it holds.
+pub(super) const COST: usize = 256;
+
+/// Resources named in one NACK.
+const MAX_NAMED: usize = 256;
+/// Longest reason per resource in a NACK.
+const MAX_REASON: usize = 512;
 
 /// A received resource, valid and with the labels it will be stored with.
 #[derive(Clone, Debug)]
@@ -22,6 +30,10 @@ pub(super) struct Upsert {
 pub(super) struct Answer {
     pub(super) type_url: String,
     pub(super) nonce: String,
+    /// The response began a complete set.
+    pub(super) full: bool,
+    /// Wire names that were put and could be read, or removed.
+    pub(super) named: Vec<String>,
     /// Wire name and reason.
     pub(super) refused: Vec<(String, String)>,
     /// Wire names of what it put, so that the store's refusal finds its way back. Filled when the batch is given out.
@@ -44,26 +56,32 @@ pub(super) struct Pending {
     pub(super) answers: Vec<Answer>,
     /// Set by a marker: the revision that this completes.
     pub(super) global: Option<GlobalRevision>,
+    /// Set by a marker: what we should hold then.
+    pub(super) digests: BTreeMap<Kind, Hash>,
     pub(super) bytes: usize,
 }
 
 impl Pending {
     pub(super) fn of_response(kind: Kind, full: bool, nonce: String) -> Self {
+        let bytes = COST + nonce.len();
         let answer = Answer {
             type_url: kind.name().to_owned(),
             nonce,
+            full,
+            named: Vec::new(),
             refused: Vec::new(),
             keys: BTreeMap::new(),
         };
         Self {
             kinds: BTreeMap::from([(kind, OfKind { full, ..OfKind::default() })]),
             answers: vec![answer],
+            bytes,
             ..Self::default()
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.answers.is_empty()
+        self.answers.is_empty() && self.kinds.is_empty()
     }
 
     pub(super) fn upsert(&mut self, upsert: Upsert) {
@@ -72,6 +90,13 @@ impl Pending {
         of_kind.removals.remove(&key);
         of_kind.kept.remove(&key);
         of_kind.upserts.insert(key, upsert);
+    }
+
+    /// The response that this is of put or removed it.
+    pub(super) fn names(&mut self, wire_name: String) {
+        if let Some(answer) = self.answers.last_mut() {
+            answer.named.push(wire_name);
+        }
     }
 
     pub(super) fn remove(&mut self, key: ResourceKey) {
@@ -90,12 +115,23 @@ impl Pending {
         }
     }
 
+    /// Whether the peer spoke of it by name.
+    pub(super) fn mentions(&self, key: &ResourceKey) -> bool {
+        self.kinds
+            .get(&key.kind())
+            .is_some_and(|k| k.upserts.contains_key(key) || k.removals.contains(key) || k.kept.contains(key))
+    }
+
     /// A marker: everything so far completes `at`.
-    pub(super) fn mark(&mut self, at: GlobalRevision, nonce: String) {
+    pub(super) fn mark(&mut self, at: GlobalRevision, nonce: String, digests: BTreeMap<Kind, Hash>) {
         self.global = Some(at);
+        self.digests = digests;
+        self.bytes += COST + nonce.len();
         self.answers.push(Answer {
             type_url: PROGRESS_TYPE_URL.to_owned(),
             nonce,
+            full: false,
+            named: Vec::new(),
             refused: Vec::new(),
             keys: BTreeMap::new(),
         });
@@ -107,6 +143,11 @@ impl Pending {
         for (kind, new) in later.kinds {
             let old = self.kinds.entry(kind).or_default();
             old.full |= new.full;
+            if new.full {
+                // A complete set: what it does not hold is not there, whatever came before.
+                old.upserts.clear();
+                old.kept.clear();
+            }
             for key in new.removals {
                 old.upserts.remove(&key);
                 old.kept.remove(&key);
@@ -122,7 +163,22 @@ impl Pending {
             old.kept.extend(new.kept);
         }
         self.answers.extend(later.answers);
-        self.global = later.global.or(self.global);
+        if later.global.is_some() {
+            self.global = later.global;
+            self.digests = later.digests;
+        }
         self.bytes += later.bytes;
     }
+}
+
+/// `user error: <name>: <reason>; ...`: Kuma's prefix for the sender's fault, and every refused resource by its wire name.
+pub(super) fn nack_text(refused: &[(String, String)]) -> String {
+    let named: Vec<String> = refused
+        .iter()
+        .take(MAX_NAMED)
+        .map(|(name, reason)| format!("{name}: {}", reason.chars().take(MAX_REASON).collect::<String>()))
+        .collect();
+    let more = refused.len().saturating_sub(MAX_NAMED);
+    let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+    format!("user error: {}{more}", named.join("; "))
 }

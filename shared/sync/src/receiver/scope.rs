@@ -1,6 +1,8 @@
 //! Whose a resource is: what a peer may change here, and how its resources are labelled when they arrive.
 //! Source: kds.md 4.4 (global), 4.6 last part (zone).
 
+use std::time::Duration;
+
 use ursa_model::{
     Kind, Labels, Origin, Resource, ResourceKey, ZoneName,
     labels::{ORIGIN, ZONE},
@@ -21,8 +23,16 @@ pub enum Site {
 }
 
 impl Site {
+    /// How long a removal that a first set implies is held. A zone's workloads depend on what it holds; the global mostly shows it.
+    pub(crate) fn grace(&self) -> Duration {
+        match self {
+            Self::Global { .. } => Duration::from_secs(60),
+            Self::Zone => Duration::from_secs(600),
+        }
+    }
+
     /// Whether a stored resource is the peer's to change and remove.
-    pub(super) fn owns(&self, stored: &Resource) -> bool {
+    pub(crate) fn owns(&self, stored: &Resource) -> bool {
         match self {
             Self::Global { zone, .. } => {
                 stored.zone() == Some(zone.as_str()) && stored.label(ORIGIN) == Some(Origin::Zone.as_str())

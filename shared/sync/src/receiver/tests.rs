@@ -5,6 +5,10 @@ use ursa_model::labels::{DISPLAY_NAME, ORIGIN, Site as Made, ZONE};
 use ursa_proto::discovery::Resource;
 use ursa_state::{GlobalRevision, HistoryId, Op, Role};
 
+mod digest;
+mod garbage;
+mod held;
+
 fn at(revision: u64) -> GlobalRevision {
     GlobalRevision {
         history: HistoryId(9),
@@ -15,6 +19,7 @@ fn at(revision: u64) -> GlobalRevision {
 fn receiver(site: Site, progress: bool, known: Option<GlobalRevision>) -> Receiver {
     let kinds = vec![
         Kind::Mesh,
+        Kind::Config,
         Kind::MeshService,
         Kind::MeshZoneAddress,
         Kind::MeshTimeout,
@@ -43,7 +48,7 @@ fn global_site() -> Site {
 }
 
 fn resource(kind: Kind, name: &str, labels: &[(&str, &str)], spec: Value) -> Resource {
-    let mesh = if kind == Kind::Mesh { "" } else { "default" };
+    let mesh = if matches!(kind, Kind::Mesh | Kind::Config) { "" } else { "default" };
     let bytes = wire::encode(kind, mesh, name, &labels_of(labels), &spec, None).unwrap();
     Resource {
         name: wire::kds_name(mesh, name),
@@ -140,7 +145,7 @@ fn every_request_carries_a_node_and_the_one_for_markers_comes_last() {
         .iter()
         .filter_map(|a| if let Action::Send(m) = a { Some(m) } else { None })
         .collect();
-    assert_eq!(sent.len(), 8);
+    assert_eq!(sent.len(), 9);
     assert!(
         sent.iter()
             .all(|m| m.node.as_ref().is_some_and(|n| n.id == "east" && n.metadata.is_some()))
@@ -252,7 +257,7 @@ fn an_invalid_resource_is_skipped_and_named_and_its_stored_copy_stays() {
     );
     let released = batch(&actions).unwrap();
     assert_eq!((put_keys(&released), delete_keys(&released).len()), (vec!["good"], 0));
-    assert!(released.held[&Kind::MeshZoneAddress].is_empty());
+    assert!(released.held[&Kind::MeshZoneAddress].keys.is_empty());
     store(&memory, &released);
     let acks = answers(&receiver.handle(stored(), &memory.catalog()));
     let text = acks[0].2.clone().unwrap();
@@ -276,80 +281,6 @@ fn what_the_store_refuses_becomes_a_nack() {
     let acks = answers(&receiver.handle(Event::Stored { refused }, &memory.catalog()));
     assert_eq!(acks[0].2, None);
     assert_eq!(acks[1].2.as_deref(), Some("user error: b.default: no"));
-}
-
-#[test]
-fn a_first_set_of_an_unknown_peer_removes_little_and_no_roots() {
-    let memory = Memory::new(Role::Zone, 1);
-    memory.put(Made::Global, Kind::Mesh, "", "default", json!({}));
-    for i in 0..10 {
-        memory.put_with(
-            key(Kind::MeshZoneAddress, "default", &format!("a{i}")),
-            labels_of(&[(ORIGIN, "global")]),
-            json!({"address": "127.0.0.1", "port": 1}),
-        );
-    }
-    memory.put_with(key(Kind::MeshTimeout, "default", "own"), labels_of(&[(ORIGIN, "zone")]), json!({}));
-    let all = |from: usize| {
-        (from..10).map(|i| {
-            resource(
-                Kind::MeshZoneAddress,
-                &format!("a{i}"),
-                &[(ORIGIN, "global")],
-                json!({"address": "127.0.0.1", "port": 1}),
-            )
-        })
-    };
-    let first = |known, revision: Option<u64>, addresses: usize| {
-        let mut receiver = receiver(Site::Zone, revision.is_some(), known);
-        let mut actions = receiver.handle(response("Mesh", "1", vec![], &[]), &memory.catalog());
-        if revision.is_none() {
-            actions.extend(receiver.handle(stored(), &memory.catalog()));
-        }
-        actions.extend(receiver.handle(response("MeshZoneAddress", "2", all(addresses).collect(), &[]), &memory.catalog()));
-        if revision.is_none() {
-            actions.extend(receiver.handle(stored(), &memory.catalog()));
-        }
-        actions.extend(receiver.handle(response("MeshTimeout", "3", vec![], &[]), &memory.catalog()));
-        if let Some(revision) = revision {
-            actions.extend(receiver.handle(marker(revision, "4"), &memory.catalog()));
-        }
-        let removed: usize = actions
-            .iter()
-            .map(|a| if let Action::Apply(b) = a { delete_keys(b).len() } else { 0 })
-            .sum();
-        (removed, receiver.held().values().map(Vec::len).sum::<usize>())
-    };
-    assert_eq!(first(None, None, 2), (2, 1), "a fifth goes, the Mesh is held");
-    assert_eq!(first(None, None, 3), (0, 4), "more than a fifth is held too");
-    assert_eq!(first(Some(at(5)), Some(5), 3), (4, 0), "a peer that is who it was is believed");
-    assert_eq!(first(Some(at(5)), Some(4), 3), (0, 4), "one that went back is not");
-    let other = GlobalRevision {
-        history: HistoryId(1),
-        revision: 1,
-    };
-    assert_eq!(first(Some(other), Some(9), 3), (0, 4), "nor one with another history");
-}
-
-#[test]
-fn a_held_removal_ends_when_the_resource_returns_or_is_removed_by_name() {
-    let memory = Memory::new(Role::Zone, 1);
-    for name in ["a", "b"] {
-        memory.put_with(
-            key(Kind::MeshZoneAddress, "default", name),
-            labels_of(&[(ORIGIN, "global")]),
-            json!({"address": "127.0.0.1", "port": 1}),
-        );
-    }
-    let mut receiver = receiver(Site::Zone, false, None);
-    receiver.handle(response("MeshZoneAddress", "1", vec![], &[]), &memory.catalog());
-    assert_eq!(receiver.held()[&Kind::MeshZoneAddress].len(), 2);
-    let actions = receiver.handle(
-        response("MeshZoneAddress", "2", vec![address("a", "global")], &["b.default"]),
-        &memory.catalog(),
-    );
-    assert_eq!(delete_keys(&batch(&actions).unwrap()), ["b"]);
-    assert!(receiver.held()[&Kind::MeshZoneAddress].is_empty());
 }
 
 #[test]
@@ -502,89 +433,6 @@ fn what_is_stored_already_costs_nothing() {
     );
     assert!(batch(&actions).is_none());
     assert_eq!(answers(&actions).len(), 1, "and is answered at once");
-}
-
-#[test]
-fn garbage_ends_the_stream_and_keeps_nothing() {
-    let memory = Memory::new(Role::Zone, 1);
-    let any = |type_url: &str, value: &[u8]| Resource {
-        name: "x.default".into(),
-        resource: Some(prost_types::Any {
-            type_url: type_url.into(),
-            value: value.to_vec(),
-        }),
-        ..Resource::default()
-    };
-    let bad_json = {
-        let resource = ursa_proto::kds::KumaResource {
-            meta: Some(ursa_proto::kds::kuma_resource::Meta {
-                name: "x".into(),
-                mesh: "default".into(),
-                ..Default::default()
-            }),
-            spec: Some(prost_types::Any {
-                type_url: String::new(),
-                value: b"{".to_vec(),
-            }),
-            status: None,
-        };
-        any(wire::RESOURCE_TYPE_URL, &prost::Message::encode_to_vec(&resource))
-    };
-    for event in [
-        response("Nonsense", "1", vec![], &[]),
-        response("MeshRetry", "1", vec![], &[]),
-        response("MeshZoneAddress", "", vec![], &[]),
-        response("MeshZoneAddress", "1", vec![any("type.googleapis.com/other", b"")], &[]),
-        response("MeshZoneAddress", "1", vec![any(wire::RESOURCE_TYPE_URL, b"\xff\xff")], &[]),
-        response(
-            "MeshZoneAddress",
-            "1",
-            vec![address("good", "global"), any(wire::RESOURCE_TYPE_URL, b"")],
-            &[],
-        ),
-        response("MeshZoneAddress", "1", vec![Resource::default()], &[]),
-        response("MeshZoneAddress", "1", vec![bad_json], &[]),
-        response(PROGRESS_TYPE_URL, "1", vec![], &[]),
-    ] {
-        let mut receiver = receiver(Site::Zone, true, None);
-        let actions = receiver.handle(event.clone(), &memory.catalog());
-        assert!(
-            matches!(actions.last(), Some(Action::Close(Close::Protocol(_)))),
-            "{event:?}: {actions:?}"
-        );
-        assert!(batch(&actions).is_none());
-        assert!(
-            receiver.handle(marker(1, "9"), &memory.catalog()).is_empty(),
-            "a closed receiver does nothing any more"
-        );
-    }
-    let mut stock = receiver(Site::Zone, false, None);
-    assert!(
-        matches!(stock.handle(marker(1, "1"), &memory.catalog()).last(), Some(Action::Close(_))),
-        "a marker that was not asked for"
-    );
-}
-
-#[test]
-fn a_name_that_cannot_be_stored_is_refused_alone() {
-    let memory = Memory::new(Role::Zone, 1);
-    let mut receiver = receiver(Site::Zone, false, None);
-    let big = "x".repeat(70_000);
-    let resources = vec![
-        address("UPPER", "global"),
-        resource(
-            Kind::MeshZoneAddress,
-            "labels",
-            &[(ORIGIN, "global"), ("x", &big)],
-            json!({"address": "127.0.0.1", "port": 1}),
-        ),
-        address("good", "global"),
-    ];
-    let released = batch(&receiver.handle(response("MeshZoneAddress", "1", resources, &[]), &memory.catalog())).unwrap();
-    assert_eq!(put_keys(&released), ["good"]);
-    store(&memory, &released);
-    let text = answers(&receiver.handle(stored(), &memory.catalog()))[0].2.clone().unwrap();
-    assert!(text.contains("UPPER.default: ") && text.contains("labels.default: "), "{text}");
 }
 
 #[test]

@@ -32,6 +32,8 @@ impl Bench {
             },
             kinds: CLASS.kinds().collect(),
             announce_idle: true,
+            chunk_bytes: CHUNK_BYTES,
+            stock_bytes: STOCK_BYTES,
         };
         Self {
             memory,
@@ -258,4 +260,94 @@ fn names_are_matched_whole() {
     assert!(!mentions("user error: aa.default: no", "a.default"));
     assert!(!mentions("user error: a.default-2: no", "a.default"));
     assert!(mentions("ba. and a.", "a."));
+}
+
+/// A zone of Kuma's: it announces no extension of ours.
+fn stock(bench: &mut Bench, stock_bytes: usize) {
+    let config = Config {
+        recipient: Recipient {
+            zone: Some("east".into()),
+            features: Features::HASH_SUFFIX,
+        },
+        stock_bytes,
+        ..bench.sender.config.clone()
+    };
+    bench.sender = Sender::new(config);
+}
+
+#[test]
+fn a_first_set_that_a_stock_peer_cannot_take_is_reported_and_nothing_of_it_is_sent() {
+    let mut bench = Bench::new();
+    stock(&mut bench, 1000);
+    for n in 0..20 {
+        bench.mesh(&format!("mesh-{n}"));
+    }
+    assert_eq!(bench.ask("MeshTimeout").len() + bench.ask("Mesh").len(), 0);
+    let content = bench.distributor.update(bench.memory.catalog());
+    let actions = bench.sender.handle(Event::Content(content));
+    let too_large: Vec<_> = actions
+        .iter()
+        .filter(|a| matches!(a, Action::Report(Report::TooLarge { kind: Kind::Mesh, bytes }) if *bytes > 1000))
+        .collect();
+    assert_eq!(too_large.len(), 1);
+    assert_eq!(
+        sent(actions).iter().map(|m| m.type_url.as_str()).collect::<Vec<_>>(),
+        ["MeshTimeout"]
+    );
+    // It does not matter what changes, as long as it is too large; and it is said once.
+    bench.memory.delete(Kind::Mesh, "", "mesh-0");
+    let content = bench.distributor.update(bench.memory.catalog());
+    assert!(
+        bench
+            .sender
+            .handle(Event::Content(content))
+            .iter()
+            .all(|a| matches!(a, Action::Report(Report::SentUpTo(_))))
+    );
+    for n in 1..20 {
+        bench.memory.delete(Kind::Mesh, "", &format!("mesh-{n}"));
+    }
+    let first = bench.content();
+    assert_eq!(names(&first[0]), ["default."], "small enough: the complete set");
+}
+
+#[test]
+fn changes_come_to_a_stock_peer_in_pieces_one_at_a_time() {
+    let mut bench = Bench::new();
+    stock(&mut bench, 1000);
+    bench.ask("Mesh");
+    let first = bench.content();
+    assert!(bench.answer(&first[0], None).iter().all(|a| matches!(a, Action::Report(_))));
+    for n in 0..20 {
+        bench.mesh(&format!("mesh-{n:02}"));
+    }
+    let mut got = Vec::new();
+    let mut piece = bench.content();
+    while let Some(response) = piece.pop() {
+        assert!(piece.is_empty(), "one in flight");
+        assert!(response.resources.len() < 8);
+        got.extend(names(&response).into_iter().map(str::to_owned));
+        piece = sent(bench.answer(&response, None));
+    }
+    assert_eq!(got.len(), 20);
+    assert!(got.is_sorted());
+}
+
+#[test]
+fn a_large_first_set_comes_in_pieces_closed_by_one_marker() {
+    let mut bench = Bench::new();
+    bench.sender.config.chunk_bytes = 1000;
+    for n in 0..20 {
+        bench.mesh(&format!("mesh-{n:02}"));
+    }
+    bench.content();
+    let before = bench.ask("Mesh");
+    assert_eq!(before.len(), 1, "the peer has not asked for markers yet");
+    let rest = bench.ask(PROGRESS_TYPE_URL);
+    assert!(rest.len() > 3);
+    assert_eq!(rest.last().unwrap().type_url, PROGRESS_TYPE_URL);
+    let of_meshes = before.iter().chain(&rest).filter(|r| r.type_url == "Mesh");
+    let all: Vec<&str> = of_meshes.flat_map(names).collect();
+    assert_eq!(all.len(), 21);
+    assert_eq!(rest.iter().filter(|r| r.type_url == PROGRESS_TYPE_URL).count(), 1);
 }

@@ -3,10 +3,13 @@
 
 use tonic::{Status, metadata::MetadataMap};
 use ursa_model::ZoneName;
+use ursa_state::GlobalRevision;
 
 use crate::{
-    peer::{Features, INSTANCE_HEADER},
+    digest::{self, Hash},
+    peer::{Features, INSTANCE_HEADER, RESUME_HEADER, SESSION_HEADER},
     ports::{Denied, ZoneAuth},
+    revision,
 };
 
 /// Longest instance id kept.
@@ -18,8 +21,12 @@ pub(super) struct Caller {
     pub(super) zone: ZoneName,
     /// Empty for stock zones.
     pub(super) instance: String,
+    /// Number of its session; 0 for stock zones.
+    pub(super) session: u64,
     /// From gRPC metadata; what the node metadata says comes later.
     pub(super) features: Features,
+    /// What it says it holds: revision, and the sum of all.
+    pub(super) resume: Option<(GlobalRevision, Hash)>,
     pub(super) token: bool,
     /// It compresses what it sends.
     pub(super) compressed: bool,
@@ -52,11 +59,19 @@ impl Caller {
         Ok(Self {
             zone,
             instance: text(INSTANCE_HEADER).unwrap_or_default().chars().take(MAX_INSTANCE).collect(),
+            session: text(SESSION_HEADER).and_then(|n| n.parse().ok()).unwrap_or_default(),
             features: Features::from_names(features),
+            resume: text(RESUME_HEADER).and_then(resume),
             token: token.is_some(),
             compressed: text("grpc-encoding") == Some("gzip"),
         })
     }
+}
+
+/// `<history>:<revision>/<digest>`.
+fn resume(text: &str) -> Option<(GlobalRevision, Hash)> {
+    let (at, sum) = text.split_once('/')?;
+    Some((revision::parse(at)?, digest::parse(sum)?))
 }
 
 /// The token, with or without `Bearer ` before it.

@@ -15,21 +15,25 @@ use ursa_state::{Expect, Op, Put};
 use super::{
     Inner,
     caller::Caller,
-    insight::{Count, Stream},
-    registry::Claim,
+    gate::{Admission, Closing},
+    insight::Count,
 };
 use crate::{
+    claims::Held,
+    digest::{self, Hash},
+    distribution::Distribution,
     mapping::{Class, Recipient},
     metrics::Metrics,
     peer::{Features, Peer},
-    sender::{Config, Report, Sender},
+    sender::{CHUNK_BYTES, Config, Report, STOCK_BYTES, Sender},
     shell::{self, End, Wire},
 };
 
 pub(super) async fn run(
     inner: Arc<Inner>,
     caller: Caller,
-    claim: Claim,
+    claim: Held,
+    mut admission: Admission,
     inbound: Streaming<DeltaDiscoveryRequest>,
     tx: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
     cancel: CancellationToken,
@@ -38,8 +42,9 @@ pub(super) async fn run(
     async {
         let status = tokio::select! {
             biased;
-            () = cancel.cancelled() => Status::unavailable("the control plane is shutting down"),
-            () = claim.replaced.cancelled() => Status::cancelled("a newer connection of this zone took over"),
+            () = cancel.cancelled() => Closing::Draining.status(),
+            closing = admission.ended() => closing.status(),
+            () = claim.lost.cancelled() => Status::cancelled("a newer connection of this zone took over"),
             status = serve(&inner, &caller, inbound, tx.clone()) => status,
         };
         finish(&tx, status).await;
@@ -61,7 +66,7 @@ async fn serve(
     mut inbound: Streaming<DeltaDiscoveryRequest>,
     tx: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
 ) -> Status {
-    if let Err(status) = shell::barrier(inner.parts.sink.as_ref()).await {
+    if let Err(status) = shell::barrier(inner.parts.sink.as_ref(), &inner.parts.tasks.cancel_token()).await {
         return status;
     }
     if let Err(status) = ensure_zone(inner, caller).await {
@@ -77,7 +82,7 @@ async fn serve(
         hash_suffix: peer.features.contains(Features::HASH_SUFFIX),
         line: peer.line(),
     };
-    let sender = Sender::new(Config {
+    let mut sender = Sender::new(Config {
         identifier: "global".to_owned(),
         recipient: Recipient {
             zone: Some(caller.zone.as_str().into()),
@@ -85,15 +90,38 @@ async fn serve(
         },
         kinds: class.kinds().collect(),
         announce_idle: true,
+        chunk_bytes: CHUNK_BYTES,
+        stock_bytes: STOCK_BYTES,
     });
+    let contents = inner.hub.subscribe(&class);
+    let resumed = peer
+        .features
+        .contains(Features::PROGRESS)
+        .then(|| held(inner, caller, &class, sender.recipient()))
+        .flatten();
+    let from = resumed.as_ref().map(|d| d.at().revision);
+    if let Some(held) = resumed {
+        sender.resume(held);
+    }
     let connected = Connected::new(inner, caller, &peer);
-    info!(version = peer.version[0], instance = peer.instance, line = ?peer.line(), progress = peer.features.contains(Features::PROGRESS), "the zone is connected");
+    info!(version = peer.version[0], instance = peer.instance, line = ?peer.line(), progress = peer.features.contains(Features::PROGRESS), from, "the zone is connected");
     let observe = |report: Report| connected.observe(report);
     let wire = Wire { outbound: tx, wrap: Ok };
-    let contents = inner.hub.subscribe(&class);
     shell::run_sender(sender, vec![first], inbound, contents, wire, observe, std::future::pending())
         .await
         .status()
+}
+
+/// What the zone says it holds, if it is what this zone was shown at that revision.
+fn held(inner: &Inner, caller: &Caller, class: &Class, recipient: &Recipient) -> Option<Distribution> {
+    let (at, claimed) = caller.resume?;
+    let shown = inner.hub.at(class, at)?;
+    let mut sums = class
+        .kinds()
+        .filter(|k| digest::is_covered(*k))
+        .map(|kind| shown.sum(kind, recipient));
+    let sum = sums.try_fold(0, |total: Hash, sum| Some(total.wrapping_add(sum?)));
+    (sum == Some(claimed)).then_some(shown)
 }
 
 /// Makes the Zone on first contact. Racing with another stream is fine.
@@ -117,7 +145,7 @@ pub(super) async fn ensure_zone(inner: &Inner, caller: &Caller) -> Result<(), St
     info!("first contact: making the Zone");
     let cancel = inner.parts.tasks.cancel_token();
     let set = shell::changeset(vec![op], "");
-    shell::propose(inner.parts.sink.as_ref(), set, &cancel)
+    shell::propose(inner.parts.sink.as_ref(), set, &cancel, None)
         .await
         .map_err(|err| Status::unavailable(err.to_string()))?;
     Ok(())
@@ -132,7 +160,6 @@ struct Connected<'a> {
 
 impl<'a> Connected<'a> {
     fn new(inner: &'a Inner, caller: &'a Caller, peer: &Peer) -> Self {
-        inner.insights.stream(&caller.zone, Stream::GlobalToZone);
         let subscription = inner.insights.opened(&caller.zone, peer, caller.token);
         inner.parts.metrics.announce(caller.zone.as_str());
         inner.parts.metrics.active.get_or_create(&Metrics::zone(caller.zone.as_str())).inc();
@@ -168,7 +195,15 @@ impl<'a> Connected<'a> {
                 self.inner.update_progress(zone, |p| p.sent = Some(at));
             }
             Report::StoredUpTo(at) => self.inner.update_progress(zone, |p| p.stored = Some(at)),
+            Report::AskedAgain { kind } => {
+                warn!(type_url = %kind, "the zone holds something else of this type than it should: it gets the complete set");
+                metrics.differences.get_or_create(&Metrics::kind(zone.as_str(), kind)).inc();
+            }
             Report::Unknown { type_url } => tracing::debug!(type_url, "asked for a type that is not synced here"),
+            Report::TooLarge { kind, bytes } => {
+                tracing::error!(type_url = %kind, bytes, limit = STOCK_BYTES, "the zone gets none of this type: a stock zone takes a first set only in one message, and this one is too large");
+                metrics.too_large.get_or_create(&Metrics::kind(zone.as_str(), kind)).inc();
+            }
         }
     }
 }

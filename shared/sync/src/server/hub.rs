@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use ursa_model::{Kind, ResourceKey, Timestamp, kind::Tier};
-use ursa_state::{Catalog, Role, observed::Observation};
+use ursa_state::{Catalog, GlobalRevision, Role, observed::Observation};
 
 use crate::{
     distribution::{Distribution, Distributor},
@@ -17,6 +17,9 @@ use crate::{
     ports::Source,
     shell::Contents,
 };
+
+/// A zone that missed more changed resources than this gets first sets: they are encoded already.
+const MAX_RESUMED: usize = 2000;
 
 /// See the module's text.
 pub(super) struct Hub {
@@ -67,6 +70,11 @@ impl Hub {
         let newest = of_class.newest.subscribe();
         of_class.refresh(&catalog);
         Subscription { newest, started: false }
+    }
+
+    /// What the class was shown at an earlier revision of this history. Only for a class that somebody subscribes to.
+    pub(super) fn at(&self, class: &Class, at: GlobalRevision) -> Option<Distribution> {
+        self.classes.lock().get(class)?.distributor.at(at, MAX_RESUMED)
     }
 
     /// Keeps all classes up to date until cancelled.

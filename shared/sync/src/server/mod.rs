@@ -8,7 +8,7 @@
 
 use std::{collections::BTreeMap, fmt, pin::Pin, sync::Arc, time::Duration};
 
-use futures::{Stream, StreamExt, future::join3};
+use futures::{Stream, StreamExt, future::join4};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio_stream::wrappers::ReceiverStream;
@@ -28,25 +28,26 @@ use ursa_runtime::{OnExit, Stages, Tasks, lease::Deadline};
 use ursa_state::GlobalRevision;
 
 use crate::{
-    MAX_MESSAGE_BYTES,
+    MAX_DECODED_BYTES, MAX_MESSAGE_BYTES,
+    claims::{Claims, Held, Refused, StreamKind},
     mapping::Problem,
     metrics::Metrics,
     peer::{FEATURES_HEADER, Features},
-    ports::{Sink, Source, ZoneAuth},
+    ports::{Alone, Quorum, Sink, Source, ZoneAuth},
     shell::OUTBOUND_QUEUE,
 };
 
 mod caller;
 mod down;
+mod gate;
 mod hub;
 mod insight;
-mod registry;
 mod up;
 
 use caller::Caller;
+use gate::{Admission, Gate};
 use hub::Hub;
 use insight::Insights;
-use registry::{Registry, StreamKind};
 
 /// How often the lag of zones is measured. Not on the path of a change.
 const LAG_PERIOD: Duration = Duration::from_secs(1);
@@ -73,6 +74,24 @@ pub struct ServerParts {
     pub tasks: Tasks,
 }
 
+/// This node among the others of its global. The default is a node alone.
+#[derive(Clone)]
+pub struct Group {
+    pub quorum: Arc<dyn Quorum>,
+    /// Shared with the other nodes by the host.
+    pub claims: Claims,
+}
+
+impl Group {
+    /// A global of one node; `instance_id` names the process.
+    pub fn alone(instance_id: &str) -> Self {
+        Self {
+            quorum: Arc::new(Alone),
+            claims: Claims::new(instance_id),
+        }
+    }
+}
+
 /// How far a zone is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ZoneProgress {
@@ -92,10 +111,13 @@ struct Inner {
     config: ServerConfig,
     parts: ServerParts,
     hub: Hub,
-    registry: Registry,
+    gate: Gate,
+    claims: Claims,
     insights: Insights,
     progress: Mutex<BTreeMap<ZoneName, ZoneProgress>>,
     progressed: Notify,
+    /// Wakes the zone's stream when the operator confirms.
+    confirmed: Mutex<BTreeMap<ZoneName, Arc<Notify>>>,
     /// Text of the last refusal that was logged.
     last_denied: Mutex<String>,
 }
@@ -109,7 +131,15 @@ impl fmt::Debug for KdsServer {
 }
 
 impl KdsServer {
+    /// A server of the only node of its global.
     pub fn new(config: ServerConfig, parts: ServerParts) -> Self {
+        let group = Group::alone(&config.instance_id);
+        Self::in_group(config, parts, group)
+    }
+
+    /// A server of one node of several. Which of them leads does not matter to it: writes go through [`ServerParts::sink`], which
+    /// finds the leader; while there is none they wait, and the streams stay.
+    pub fn in_group(config: ServerConfig, parts: ServerParts, group: Group) -> Self {
         let hub = Hub::new(parts.source.clone(), parts.metrics.clone());
         let insights = Insights::new(parts.source.observed().clone(), config.instance_id.clone());
         Self {
@@ -117,10 +147,12 @@ impl KdsServer {
                 config,
                 parts,
                 hub,
-                registry: Registry::default(),
+                gate: Gate::new(group.quorum),
+                claims: group.claims,
                 insights,
                 progress: Mutex::default(),
                 progressed: Notify::new(),
+                confirmed: Mutex::default(),
                 last_denied: Mutex::default(),
             }),
         }
@@ -129,12 +161,19 @@ impl KdsServer {
     /// Keeps content and ZoneInsights up to date until cancelled. Streams are served only as well as this runs:
     /// `tasks.spawn("kds", OnExit::Shutdown, |cancel| server.clone().run(cancel))`.
     pub async fn run(self, cancel: CancellationToken) {
-        join3(
+        join4(
             self.inner.hub.run(cancel.clone()),
             self.inner.insights.run(cancel.clone()),
+            self.inner.gate.run(cancel.clone()),
             self.inner.measure_lag(cancel),
         )
         .await;
+    }
+
+    /// Ends all streams with Unavailable and takes no more, so that zones go to another node at once. The first step of an orderly
+    /// end, before leadership and store are given up; cancellation does the same. Does not wait.
+    pub fn drain(&self) {
+        self.inner.gate.drain();
     }
 
     /// Both services, for [`ursa_runtime::serve::https`] on the KDS port.
@@ -142,7 +181,7 @@ impl KdsServer {
         let sync = KdsSyncServiceServer::new(self.clone())
             .accept_compressed(CompressionEncoding::Gzip)
             .send_compressed(CompressionEncoding::Gzip)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_decoding_message_size(MAX_DECODED_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
         let other = GlobalKdsServiceServer::new(self.clone())
             .accept_compressed(CompressionEncoding::Gzip)
@@ -154,6 +193,12 @@ impl KdsServer {
     /// How far each zone is that this process serves or served.
     pub fn progress(&self) -> BTreeMap<ZoneName, ZoneProgress> {
         self.inner.progress.lock().clone()
+    }
+
+    /// For the operator: removes what the zone's first set lacked and what is held for that reason (metric `kds_held_removals`), if the
+    /// zone's stream ends at this node.
+    pub fn confirm_removals(&self, zone: &ZoneName) {
+        self.inner.confirmed(zone).notify_waiters();
     }
 
     /// Resources that should reach zones but do not, and why: quarantined MeshTrusts above all.
@@ -177,8 +222,18 @@ impl Inner {
         })
     }
 
+    fn confirmed(&self, zone: &ZoneName) -> Arc<Notify> {
+        self.confirmed.lock().entry(zone.clone()).or_default().clone()
+    }
+
     fn update_progress(&self, zone: &ZoneName, change: impl FnOnce(&mut ZoneProgress)) {
-        change(self.progress.lock().entry(zone.clone()).or_default());
+        let progress = {
+            let mut all = self.progress.lock();
+            let entry = all.entry(zone.clone()).or_default();
+            change(entry);
+            *entry
+        };
+        self.insights.progressed(zone, progress);
         self.progressed.notify_one();
     }
 
@@ -253,12 +308,12 @@ impl KdsSyncService for KdsServer {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::GlobalToZoneSyncStream>, Status> {
         let caller = self.inner.caller(&request)?;
-        let claim = self.claim(&caller, StreamKind::GlobalToZone)?;
+        let (claim, admission) = self.admit(&caller, StreamKind::GlobalToZone)?;
         let (tx, rx) = tokio::sync::mpsc::channel(OUTBOUND_QUEUE);
         let response = respond(&caller, never_ok(ReceiverStream::new(rx)));
         let (inner, inbound) = (self.inner.clone(), request.into_inner());
         self.inner.parts.tasks.spawn("kds-global-to-zone", OnExit::Contain, |cancel| {
-            down::run(inner, caller, claim, inbound, tx, cancel)
+            down::run(inner, caller, claim, admission, inbound, tx, cancel)
         });
         Ok(response)
     }
@@ -268,26 +323,30 @@ impl KdsSyncService for KdsServer {
         request: Request<Streaming<DeltaDiscoveryResponse>>,
     ) -> Result<Response<Self::ZoneToGlobalSyncStream>, Status> {
         let caller = self.inner.caller(&request)?;
-        let claim = self.claim(&caller, StreamKind::ZoneToGlobal)?;
+        let (claim, admission) = self.admit(&caller, StreamKind::ZoneToGlobal)?;
         let (tx, rx) = tokio::sync::mpsc::channel(OUTBOUND_QUEUE);
         let response = respond(&caller, never_ok(ReceiverStream::new(rx)));
         let (inner, inbound) = (self.inner.clone(), request.into_inner());
         self.inner.parts.tasks.spawn("kds-zone-to-global", OnExit::Contain, |cancel| {
-            up::run(inner, caller, claim, inbound, tx, cancel)
+            up::run(inner, caller, claim, admission, inbound, tx, cancel)
         });
         Ok(response)
     }
 }
 
 impl KdsServer {
-    fn claim(&self, caller: &Caller, kind: StreamKind) -> Result<registry::Claim, Status> {
-        self.inner
-            .registry
-            .claim(&caller.zone, kind, &caller.instance)
-            .map_err(|contested| {
-                tracing::warn!(zone = %caller.zone, "{contested}");
-                Status::already_exists(contested.to_string())
-            })
+    /// Leave to serve, and the right to speak for the zone.
+    fn admit(&self, caller: &Caller, kind: StreamKind) -> Result<(Held, Admission), Status> {
+        let admission = self.inner.gate.admit().map_err(gate::Closing::status)?;
+        let claimed = self.inner.claims.claim(&caller.zone, kind, &caller.instance, caller.session);
+        let held = claimed.map_err(|refused| {
+            tracing::warn!(zone = %caller.zone, "{refused}");
+            match refused {
+                Refused::Contested { .. } => Status::already_exists(refused.to_string()),
+                Refused::Late { .. } => Status::cancelled(refused.to_string()),
+            }
+        })?;
+        Ok((held, admission))
     }
 
     /// Holds an admin stream open: nothing is asked on it, so an answer is a mistake. It ends with the server or the zone.
@@ -296,13 +355,15 @@ impl KdsServer {
         A: Send + 'static,
     {
         let caller = self.inner.caller(&request)?;
+        let mut admission = self.inner.gate.admit().map_err(gate::Closing::status)?;
         self.inner.insights.stream(&caller.zone, which);
         let cancel = self.inner.parts.tasks.cancel_token();
         let mut inbound = request.into_inner();
         let end = async move {
             tokio::select! {
                 biased;
-                () = cancel.cancelled() => Err(Status::unavailable("the control plane is shutting down")),
+                () = cancel.cancelled() => Err(gate::Closing::Draining.status()),
+                closing = admission.ended() => Err(closing.status()),
                 message = inbound.message() => match message {
                     Ok(Some(_)) => Err(Status::invalid_argument("an answer to nothing that was asked")),
                     Ok(None) => Err(Status::cancelled("the peer closed the stream")),

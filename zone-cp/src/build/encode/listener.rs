@@ -78,9 +78,9 @@ pub(super) fn encode(name: &str, listener: &Listener) -> Message {
 fn chain(chain: &FilterChain) -> ChainMessage {
     ChainMessage {
         name: chain.name.clone().unwrap_or_default(),
-        filter_chain_match: chain.server_name.as_ref().map(|sni| FilterChainMatch {
+        filter_chain_match: (!chain.server_names.is_empty()).then(|| FilterChainMatch {
             transport_protocol: "tls".into(),
-            server_names: vec![sni.clone()],
+            server_names: chain.server_names.clone(),
             ..FilterChainMatch::default()
         }),
         transport_socket: chain.tls.as_ref().map(tls),

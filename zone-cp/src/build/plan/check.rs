@@ -32,10 +32,17 @@ pub fn check(plan: &Plan) -> Vec<String> {
         }
         let mut matches = std::collections::BTreeSet::new();
         for chain in &listener.chains {
-            if !matches.insert(chain.server_name.clone()) {
+            let any = chain.server_names.is_empty().then_some("");
+            if !chain
+                .server_names
+                .iter()
+                .map(String::as_str)
+                .chain(any)
+                .all(|sni| matches.insert(sni))
+            {
                 found.push(format!("listener {name} has two filter chains for one match"));
             }
-            if chain.server_name.is_some() && !listener.tls_inspector {
+            if !chain.server_names.is_empty() && !listener.tls_inspector {
                 found.push(format!("listener {name} chooses by SNI without reading it"));
             }
             check_chain(plan, name, chain, &mut found);

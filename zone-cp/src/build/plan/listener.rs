@@ -34,8 +34,8 @@ pub enum Direction {
 pub struct FilterChain {
     /// Absent: Envoy names it itself.
     pub name: Option<String>,
-    /// Taken only by TLS connections with this SNI. Absent: by all.
-    pub server_name: Option<String>,
+    /// Taken only by TLS connections with one of these SNIs. Empty: by all.
+    pub server_names: Vec<String>,
     /// TLS ends here. Absent: bytes pass through.
     pub tls: Option<DownstreamTls>,
     pub handler: Handler,

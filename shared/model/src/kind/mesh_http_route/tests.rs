@@ -139,8 +139,20 @@ fn bad_matches_name_their_field() {
             at("[0].headers[0].value"),
         ),
         (matching(json!({"headers": vec![json!({"name": "a"}); 65]})), at("[0].headers")),
-        (matching(json!({"method": "get"})), String::new()),
-        (matching(json!({"path": {"type": "Glob", "value": "/"}})), String::new()),
+        (matching(json!({"method": "get"})), at("[0].method")),
+        (matching(json!({"path": {"type": "Glob", "value": "/"}})), at("[0].path.type")),
+        (
+            matching(json!({"path": {"type": "RegularExpression", "value": "/a**"}})),
+            at("[0].path.value"),
+        ),
+        (
+            matching(json!({"queryParams": [{"type": "RegularExpression", "name": "a", "value": "(?=b)"}]})),
+            at("[0].queryParams[0].value"),
+        ),
+        (
+            matching(json!({"headers": [{"name": "a", "type": "RegularExpression", "value": ""}]})),
+            at("[0].headers[0].value"),
+        ),
     ] {
         assert_eq!(canonical(spec.clone()).unwrap_err(), [want], "{spec}");
     }
@@ -187,7 +199,7 @@ fn bad_filters_name_their_field() {
         ),
         (
             filter(json!({"type": "RequestRedirect", "requestRedirect": {"scheme": "ftp"}})),
-            String::new(),
+            at("requestRedirect.scheme"),
         ),
         (filter(json!({"type": "URLRewrite"})), at("urlRewrite")),
         (
@@ -247,11 +259,11 @@ fn bad_targets_and_backends_name_their_field() {
         ),
         (
             backend(json!({"kind": "MeshService", "labels": {"a": "b"}, "weight": -1})),
-            String::new(),
+            at("weight"),
         ),
         (
             backend(json!({"kind": "MeshService", "labels": {"a": "b"}, "weight": 4_294_967_296_u64})),
-            String::new(),
+            at("weight"),
         ),
         (
             json!({"to": [{"targetRef": {"kind": "Mesh"}, "rules": []}]}),
@@ -265,7 +277,7 @@ fn bad_targets_and_backends_name_their_field() {
             json!({"targetRef": {"kind": "Dataplane", "sectionName": "a"}}),
             "targetRef.sectionName".into(),
         ),
-        (json!({"targetRef": {"kind": "MeshSubset"}}), String::new()),
+        (json!({"targetRef": {"kind": "MeshSubset"}}), "targetRef.kind".into()),
     ] {
         assert_eq!(canonical(spec.clone()).unwrap_err(), [want], "{spec}");
     }

@@ -1,19 +1,21 @@
 //! Validation of MeshHTTPRoute, and of the pieces that MeshRetry shares with it. Beyond Kuma's rules it refuses what Envoy
 //! would refuse later, at every proxy at once: a path rewrite without its value, a modified `host` header, control characters
-//! in a header value. Source: Kuma, `pkg/plugins/policies/meshhttproute/api/v1alpha1/validation.go` and the schema beside it.
+//! in a header value or a path that becomes one, a regular expression that is not RE2's. Source: Kuma, `pkg/plugins/policies/meshhttproute/api/v1alpha1/validation.go` and the schema beside it.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
 use super::{
     BackendRef, Filter, FilterType, HeaderMatch, HeaderMatchType, HeaderModifier, Match, MeshHTTPRoute, PathMatchType, PathRewrite,
-    PathRewriteType,
+    PathRewriteType, QueryParamMatchType,
 };
 use crate::{
+    header_format::{self, Reading},
     kind::{
         Spec,
         common::{TargetKind, TargetRef, validate_len, validate_port, validate_target_ref},
     },
     name::is_dns1123_subdomain,
+    re2,
     validate::Violations,
 };
 
@@ -45,6 +47,25 @@ pub fn validate_text(at: &str, text: &str, max: usize, out: &mut Violations) {
     }
 }
 
+/// A text that Envoy writes into a header: bounded, and without what would end the header.
+fn validate_header_value(at: &str, value: &str, max: usize, out: &mut Violations) {
+    validate_text(at, value, max, out);
+    if value.contains(['\0', '\r', '\n']) {
+        out.add(at, "must not contain line breaks or NUL");
+    }
+}
+
+/// A regular expression that Envoy takes.
+fn validate_regex(at: &str, pattern: &str, out: &mut Violations) {
+    if pattern.is_empty() {
+        out.add(at, "must not be empty");
+    } else if pattern.len() > MAX_VALUE {
+        out.add(at, format!("must not be longer than {MAX_VALUE} bytes"));
+    } else if let Err(why) = re2::check(pattern) {
+        out.add(at, format!("must be a valid regular expression in RE2 syntax: {why}"));
+    }
+}
+
 /// A header name as Kuma asks for it: 1..=256 bytes, lower case, no ':'.
 pub fn validate_header_name(at: &str, name: &str, out: &mut Violations) {
     let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&c);
@@ -63,7 +84,7 @@ impl HeaderMatch {
                     out.add(value, "must not be defined");
                 }
             }
-            HeaderMatchType::RegularExpression => validate_text(&value, &self.value, MAX_VALUE, out),
+            HeaderMatchType::RegularExpression => validate_regex(&value, &self.value, out),
             HeaderMatchType::Exact | HeaderMatchType::Prefix => validate_text(&value, &self.value, MAX_HEADER_VALUE, out),
         }
     }
@@ -75,6 +96,7 @@ impl BackendRef {
             kind: self.kind,
             labels: self.labels.clone(),
             section_name: self.section_name.clone(),
+            ..TargetRef::default()
         };
         validate_target_ref(at, &target, &BACKEND_KINDS, true, out);
         match self.port {
@@ -91,12 +113,11 @@ impl Match {
     fn validate(&self, at: &str, out: &mut Violations) {
         if let Some(path) = &self.path {
             let value = format!("{at}.path.value");
-            validate_text(&value, &path.value, MAX_VALUE, out);
             match path.kind {
-                PathMatchType::RegularExpression if path.value.is_empty() => out.add(value, "must not be empty"),
-                PathMatchType::RegularExpression => {}
+                PathMatchType::RegularExpression => validate_regex(&value, &path.value, out),
                 PathMatchType::PathPrefix if path.value == "/" => {}
                 PathMatchType::PathPrefix | PathMatchType::Exact => {
+                    validate_text(&value, &path.value, MAX_VALUE, out);
                     if path.kind == PathMatchType::PathPrefix && path.value.ends_with('/') {
                         out.add(
                             value.clone(),
@@ -120,7 +141,10 @@ impl Match {
                 out.add(format!("{at}.name"), "multiple entries for this name");
             }
             validate_text(&format!("{at}.name"), &param.name, MAX_NAME, out);
-            validate_text(&format!("{at}.value"), &param.value, MAX_VALUE, out);
+            match param.kind {
+                QueryParamMatchType::Exact => validate_text(&format!("{at}.value"), &param.value, MAX_VALUE, out),
+                QueryParamMatchType::RegularExpression => validate_regex(&format!("{at}.value"), &param.value, out),
+            }
         }
         let headers = self.headers.as_deref().unwrap_or_default();
         validate_len(&format!("{at}.headers"), headers, MAX_PARTS, out);
@@ -151,9 +175,12 @@ impl HeaderModifier {
                 let at = format!("{at}.{list}[{i}]");
                 validate_header_name(&format!("{at}.name"), &header.name, out);
                 check_name(format!("{at}.name"), &header.name, out);
-                validate_text(&format!("{at}.value"), &header.value, MAX_HEADER_VALUE, out);
-                if header.value.contains(['\0', '\r', '\n']) {
-                    out.add(format!("{at}.value"), "must not contain line breaks or NUL");
+                validate_header_value(&format!("{at}.value"), &header.value, MAX_HEADER_VALUE, out);
+                if let Reading::Unknown(command) = header_format::read(&header.value) {
+                    out.add(
+                        format!("{at}.value"),
+                        format!("{command:?} is no command operator of Envoy that is known here; write %% for a percent sign"),
+                    );
                 }
             }
         }
@@ -182,7 +209,7 @@ impl PathRewrite {
         };
         match value {
             None => out.add(format!("{at}.{field}"), "must be defined"),
-            Some(path) => validate_text(&format!("{at}.{field}"), path, MAX_VALUE, out),
+            Some(path) => validate_header_value(&format!("{at}.{field}"), path, MAX_VALUE, out),
         }
     }
 }

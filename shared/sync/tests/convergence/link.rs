@@ -1,164 +1,39 @@
-//! Both ends of a stream over a link that keeps order and may break, driven by any script of changes, answers, refusals, slow and
-//! failing stores, reconnects. Whatever the script, both ends agree in the end, and on the way nothing is claimed that is not so.
-//! In: scripts from proptest. Invariants checked at every step are named in `Link`. Real machines, real mapping, real `State`.
-#[path = "../src/testing.rs"]
-mod testing;
+//! A sender, a receiver, and what is between them.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-
-use proptest::prelude::*;
-use serde_json::{Value, json};
-use testing::{Memory, each, key, labels_of};
-use ursa_model::{
-    Kind, Labels, ResourceKey, Timestamp,
-    kind::ALL,
-    labels::{DISPLAY_NAME, ORIGIN, Site as Made, ZONE},
-    wire,
-};
-use ursa_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use ursa_state::{GlobalRevision, HistoryId, OpResult, Role, observed::Observation};
-use ursa_sync::{
-    PROGRESS_TYPE_URL,
-    distribution::{Distribution, Distributor},
-    mapping::{Class, Recipient},
-    peer::{Features, Identity, Line},
-    receiver::{self, Batch, Receiver, Site},
-    sender::{self, MAX_ROUNDS, Sender},
-};
-
-const SOURCE_HISTORY: u128 = 0xa;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    Down,
-    Up,
-}
-
-/// One step of a script.
-#[derive(Clone, Debug)]
-enum Step {
-    /// Writes a slot of the source with one of a few contents; 3 is one that the receiver must refuse.
-    Put(usize, u8),
-    Delete(usize),
-    /// Switches another zone off or on.
-    Switch(bool),
-    /// A resource of the receiver's own.
-    Local(u8),
-    /// The sender hears of the newest content.
-    Feed,
-    /// Messages to the receiver, to the sender.
-    Down(usize),
-    Up(usize),
-    /// The batch in the store is there.
-    Stored,
-    /// It is not.
-    Failed,
-    Retry,
-    /// The link breaks; what was being stored is stored, or lost.
-    Break {
-        stored: bool,
-    },
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    prop_oneof![
-        6 => (0..SLOTS, 0..4_u8).prop_map(|(slot, variant)| Step::Put(slot, variant)),
-        3 => (0..SLOTS).prop_map(Step::Delete),
-        1 => any::<bool>().prop_map(Step::Switch),
-        1 => (0..3_u8).prop_map(Step::Local),
-        5 => Just(Step::Feed),
-        5 => (1..12_usize).prop_map(Step::Down),
-        5 => (1..12_usize).prop_map(Step::Up),
-        4 => Just(Step::Stored),
-        1 => Just(Step::Failed),
-        1 => Just(Step::Retry),
-        1 => any::<bool>().prop_map(|stored| Step::Break { stored }),
-    ]
-}
-
-const SLOTS: usize = 14;
-
-/// Key, labels and contents of a slot. Variant 3 is refused by the receiver, where the kind allows such a thing.
-fn slot(way: Way, slot: usize, variant: u8) -> (ResourceKey, Labels, Value) {
-    let global = |kind, mesh, name: &str, spec| (key(kind, mesh, name), labels_of(&[(ORIGIN, "global"), (DISPLAY_NAME, name)]), spec);
-    let of_zone = |zone: &str, kind, name: &str, spec| {
-        let labels = labels_of(&[(ORIGIN, "zone"), (ZONE, zone), (DISPLAY_NAME, name)]);
-        (key(kind, "default", name), labels, spec)
-    };
-    let address = if variant == 3 {
-        json!({"address": "", "port": 0})
-    } else {
-        json!({"address": "127.0.0.1", "port": 100 + u32::from(variant)})
-    };
-    let data = ["YQ==", "Yg==", "Yw==", ""][usize::from(variant)];
-    let secret = if variant == 3 { json!({}) } else { json!({ "data": data }) };
-    let mesh = json!({"skipCreatingInitialPolicies": [format!("v{variant}")]});
-    let rule = json!({"targetRef": {"kind": "Mesh"}, "rules": [{"default": {"allow": [{"spiffeID": {"type": "Exact", "value": format!("spiffe://d/v{variant}")}}]}}]});
-    let pem = format!("-----BEGIN CERTIFICATE-----\n{variant}\n-----END CERTIFICATE-----");
-    let trust = json!({"trustDomain": "west.local", "caBundles": [{"type": "Pem", "pem": {"value": pem}}]});
-    let dataplane = json!({"networking": {"address": "127.0.0.1", "inbound": [{"port": 80 + u32::from(variant)}]}});
-    match (way, slot) {
-        (Way::Down, 0) => global(Kind::Mesh, "", "m0", mesh),
-        (Way::Down, 1) => global(Kind::Mesh, "", "m1", mesh),
-        (Way::Down, 2) => global(Kind::Secret, "default", "s0", secret),
-        (Way::Down, 3) => global(Kind::Config, "", "kuma-cluster-id", json!({"config": format!("v{variant}")})),
-        (Way::Down, 4) => global(Kind::GlobalSecret, "", "g0", secret),
-        (Way::Down, 5) => global(Kind::MeshTrafficPermission, "default", "p0", rule),
-        (Way::Down, 6) => global(Kind::MeshTrafficPermission, "default", "p1", rule),
-        (Way::Down, 7) => of_zone("west", Kind::MeshZoneAddress, "a0", address),
-        (Way::Down, 8) => of_zone("west", Kind::MeshZoneAddress, "a1", address),
-        (Way::Down, 9) => of_zone("west", Kind::MeshTrust, "t0", trust),
-        (Way::Down, 10) => of_zone("north", Kind::MeshTrust, "t1", trust),
-        (Way::Down, 11) => of_zone("east", Kind::MeshZoneAddress, "own", address),
-        (Way::Down, 12) => global(Kind::Config, "", "not-for-zones", json!({"config": format!("v{variant}")})),
-        (Way::Down, _) => of_zone("north", Kind::MeshZoneAddress, "a2", address),
-        (Way::Up, 0 | 1) => of_zone("east", Kind::Dataplane, ["d0", "d1"][slot], dataplane),
-        (Way::Up, 2..=5) => of_zone("east", Kind::MeshZoneAddress, ["a0", "a1", "a2", "a3"][slot - 2], address),
-        (Way::Up, 6) => of_zone("east", Kind::MeshTrust, "t0", trust),
-        (Way::Up, 7 | 8) => of_zone("east", Kind::MeshTrafficPermission, ["p0", "p1"][slot - 7], rule),
-        (Way::Up, 9) => global(Kind::MeshTrafficPermission, "default", "from-global", rule),
-        (Way::Up, 10 | 11) => (
-            key(Kind::DataplaneInsight, "default", ["d0", "d1"][slot - 10]),
-            Labels::new(),
-            json!({"metadata": {"v": variant}}),
-        ),
-        (Way::Up, _) => of_zone(
-            "east",
-            Kind::MeshService,
-            ["s0", "s1"][slot % 2],
-            json!({"ports": [{"port": 80 + u32::from(variant)}]}),
-        ),
-    }
-}
+use super::*;
 
 /// What a peer should hold: labels and spec by key, and the keys whose content it must refuse.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Content {
-    good: BTreeMap<ResourceKey, (Labels, Value)>,
-    bad: BTreeSet<ResourceKey>,
+pub struct Content {
+    pub good: BTreeMap<ResourceKey, (Labels, Value)>,
+    pub bad: BTreeSet<ResourceKey>,
 }
 
-struct Link {
-    way: Way,
-    progress: bool,
-    source: Memory,
-    target: Memory,
-    distributor: Distributor,
-    sender: Sender,
-    receiver: Receiver,
-    fed: Option<Distribution>,
+pub struct Link {
+    pub way: Way,
+    pub progress: bool,
+    pub source: Memory,
+    pub target: Memory,
+    pub distributor: Distributor,
+    pub sender: Sender,
+    pub receiver: Receiver,
+    pub fed: Option<Distribution>,
     /// Content of each revision that the sender heard of.
-    told: BTreeMap<u64, Content>,
-    to_receiver: VecDeque<DeltaDiscoveryResponse>,
-    to_sender: VecDeque<DeltaDiscoveryRequest>,
-    storing: Option<Batch>,
-    first: BTreeSet<String>,
-    known: Option<GlobalRevision>,
-    closed: bool,
-    refusals: usize,
+    pub told: BTreeMap<u64, Content>,
+    pub to_receiver: VecDeque<DeltaDiscoveryResponse>,
+    pub to_sender: VecDeque<DeltaDiscoveryRequest>,
+    pub storing: Option<Batch>,
+    pub first: BTreeSet<String>,
+    pub known: Option<GlobalRevision>,
+    pub closed: bool,
+    pub refusals: usize,
+    /// Somebody meddled with the target: sums may differ.
+    pub corrupted: bool,
+    /// The first responses on this stream are changes.
+    pub resumed: bool,
 }
 
-fn class(way: Way) -> Class {
+pub fn class(way: Way) -> Class {
     match way {
         Way::Down => Class::ToZones {
             hash_suffix: true,
@@ -170,17 +45,21 @@ fn class(way: Way) -> Class {
     }
 }
 
-fn recipient(way: Way) -> Recipient {
+/// Without markers it is a peer of Kuma's.
+pub fn recipient(way: Way, progress: bool) -> Recipient {
+    let stock = Features::HASH_SUFFIX
+        .with(Features::HG_MZ_SELECTOR)
+        .with(Features::PRODUCER_POLICY_FLOW);
     match way {
         Way::Down => Recipient {
             zone: Some("east".into()),
-            features: Features::OURS_IN_NODE,
+            features: if progress { Features::OURS_IN_NODE } else { stock },
         },
         Way::Up => Recipient::default(),
     }
 }
 
-fn machines(way: Way, progress: bool, known: Option<GlobalRevision>) -> (Sender, Receiver) {
+pub fn machines(way: Way, progress: bool, known: Option<GlobalRevision>) -> (Sender, Receiver) {
     let kinds: Vec<Kind> = class(way).kinds().collect();
     let site = match way {
         Way::Down => Site::Zone,
@@ -191,9 +70,12 @@ fn machines(way: Way, progress: bool, known: Option<GlobalRevision>) -> (Sender,
     };
     let sender = sender::Config {
         identifier: "x".into(),
-        recipient: recipient(way),
+        recipient: recipient(way, progress),
         kinds: kinds.iter().copied().collect(),
         announce_idle: way == Way::Down,
+        // So small that a set of a few is cut.
+        chunk_bytes: 700,
+        stock_bytes: STOCK_BYTES,
     };
     let receiver = receiver::Config {
         site,
@@ -209,7 +91,7 @@ fn machines(way: Way, progress: bool, known: Option<GlobalRevision>) -> (Sender,
 }
 
 impl Link {
-    fn new(way: Way, progress: bool) -> Self {
+    pub fn new(way: Way, progress: bool) -> Self {
         let (source_role, target_role) = match way {
             Way::Down => (Role::Global, Role::Zone),
             Way::Up => (Role::Zone, Role::Global),
@@ -239,12 +121,14 @@ impl Link {
             known: None,
             closed: false,
             refusals: 0,
+            corrupted: false,
+            resumed: false,
         };
         link.receive(receiver::Event::Start);
         link
     }
 
-    fn step(&mut self, step: &Step) {
+    pub fn step(&mut self, step: &Step) {
         match *step {
             Step::Put(n, variant) => {
                 let (key, labels, spec) = slot(self.way, n, variant);
@@ -287,6 +171,9 @@ impl Link {
                 }
             }
             Step::Retry => self.send(sender::Event::Retry),
+            Step::Grace => self.receive(receiver::Event::GraceOver),
+            Step::Heartbeat => self.send(sender::Event::Heartbeat),
+            Step::Corrupt(n, gone) => self.corrupt(n, gone),
             Step::Break { stored } => self.reconnect(stored),
         }
         if self.closed {
@@ -294,7 +181,24 @@ impl Link {
         }
     }
 
-    fn reconnect(&mut self, stored: bool) {
+    /// With a stock peer nobody would notice.
+    pub fn corrupt(&mut self, n: usize, gone: bool) {
+        let held = self.held_by_target();
+        let covered: Vec<_> = held.into_iter().filter(|(key, _)| is_covered(key.kind())).collect();
+        if !self.progress || covered.is_empty() {
+            return;
+        }
+        let (key, (mut labels, spec)) = covered[n % covered.len()].clone();
+        self.corrupted = true;
+        if gone {
+            self.target.ops(vec![ursa_state::Op::delete(key)]);
+        } else {
+            labels.insert("corrupt".into(), "yes".into());
+            self.target.put_with(key, labels, spec);
+        }
+    }
+
+    pub fn reconnect(&mut self, stored: bool) {
         if stored {
             self.stored();
         }
@@ -305,12 +209,39 @@ impl Link {
         self.first.clear();
         self.fed = None;
         self.closed = false;
+        self.resumed = false;
         (self.sender, self.receiver) = machines(self.way, self.progress, self.known);
+        self.try_to_resume();
         self.receive(receiver::Event::Start);
         assert_eq!(before, self.held_by_target(), "the end of a stream deletes nothing");
     }
 
-    fn feed(&mut self) {
+    /// As the global does with what a zone says of itself.
+    pub fn try_to_resume(&mut self) {
+        let (Way::Down, true, Some(at)) = (self.way, self.progress, self.target.view().global()) else {
+            return;
+        };
+        let mut tally = Tally::new(Site::Zone);
+        tally.update(&self.target.catalog());
+        let claimed = tally.total(class(self.way).kinds());
+        // A node that knows nothing yet but the newest picture.
+        let mut distributor = Distributor::new(class(self.way));
+        distributor.update(self.source.catalog());
+        let Some(shown) = distributor.at(at, 1000) else { return };
+        let recipient = recipient(self.way, self.progress);
+        let class = class(self.way);
+        let mut sums = class.kinds().filter(|k| is_covered(*k)).map(|k| shown.sum(k, &recipient));
+        let sum = sums.try_fold(0_u128, |total, sum| Some(total.wrapping_add(sum?)));
+        if sum == Some(claimed) {
+            let have = self.held_by_target();
+            let expected = self.expected(&shown);
+            assert_eq!(have, expected.good, "equal sums are equal content");
+            self.sender.resume(shown);
+            self.resumed = true;
+        }
+    }
+
+    pub fn feed(&mut self) {
         let content = self.distributor.update(self.source.catalog());
         // What was kept up to date step by step is what one would make from nothing.
         let fresh = Distributor::new(class(self.way)).update(self.source.catalog());
@@ -328,7 +259,7 @@ impl Link {
         self.send(sender::Event::Content(content));
     }
 
-    fn send(&mut self, event: sender::Event) {
+    pub fn send(&mut self, event: sender::Event) {
         for action in self.sender.handle(event) {
             match action {
                 sender::Action::Send(message) => {
@@ -340,7 +271,8 @@ impl Link {
             }
         }
         for kind in ALL {
-            let bound = if self.progress { 2 * MAX_ROUNDS + 2 } else { 1 };
+            // A round has at most a response per slot.
+            let bound = if self.progress { SLOTS * (2 * MAX_ROUNDS + 2) } else { 1 };
             assert!(
                 self.sender.unanswered(*kind) <= bound,
                 "{kind}: {} unanswered",
@@ -349,23 +281,24 @@ impl Link {
         }
     }
 
-    /// Nothing before there is content; the first response of a type is the complete set.
-    fn check_sent(&mut self, message: &DeltaDiscoveryResponse) {
+    /// Nothing before there is content; the first response of a type is the complete set, or the first piece of it.
+    pub fn check_sent(&mut self, message: &DeltaDiscoveryResponse) {
         let content = self.fed.as_ref().expect("nothing is sent before there is content");
-        if message.type_url != PROGRESS_TYPE_URL && self.first.insert(message.type_url.clone()) {
-            let kind: Kind = message.type_url.parse().unwrap();
-            let recipient = recipient(self.way);
+        let Ok(kind) = message.type_url.parse::<Kind>() else { return };
+        if self.first.insert(message.type_url.clone()) && !self.resumed {
+            let recipient = recipient(self.way, self.progress);
             let all: Vec<&str> = content
                 .of_kind(kind)
                 .filter(|(_, e)| recipient.sees(e))
                 .map(|(_, e)| e.name.as_ref())
                 .collect();
             let sent: Vec<&str> = message.resources.iter().map(|r| r.name.as_str()).collect();
-            assert_eq!(sent, all, "the first response of {kind} is complete");
+            let whole = if self.progress { all.starts_with(&sent) } else { sent == all };
+            assert!(whole, "the first response of {kind} is complete: {sent:?} of {all:?}");
         }
     }
 
-    fn deliver_down(&mut self) {
+    pub fn deliver_down(&mut self) {
         if self.receiver.has_room()
             && let Some(message) = self.to_receiver.pop_front()
         {
@@ -373,28 +306,36 @@ impl Link {
         }
     }
 
-    fn deliver_up(&mut self) {
+    pub fn deliver_up(&mut self) {
         if let Some(message) = self.to_sender.pop_front() {
             self.send(sender::Event::Request(message));
         }
     }
 
-    fn receive(&mut self, event: receiver::Event) {
+    pub fn receive(&mut self, event: receiver::Event) {
         for action in self.receiver.handle(event, &self.target.catalog()) {
             match action {
-                receiver::Action::Send(message) => {
+                receiver::Action::Send(mut message) => {
                     assert!(message.node.is_some(), "every request carries a node");
+                    if !self.progress {
+                        message.node = Some(Identity::default().bare_node());
+                    }
                     self.to_sender.push_back(message);
                 }
                 receiver::Action::Apply(batch) => assert!(self.storing.replace(*batch).is_none(), "one batch at a time"),
-                receiver::Action::Report(_) => {}
+                receiver::Action::Report(report) => {
+                    assert!(
+                        self.corrupted || !matches!(report, receiver::Report::Differs { .. }),
+                        "{report:?}: nothing differs unless somebody meddles"
+                    );
+                }
                 receiver::Action::Close(receiver::Close::Store(_)) => self.closed = true,
                 receiver::Action::Close(close) => panic!("{close}"),
             }
         }
     }
 
-    fn stored(&mut self) {
+    pub fn stored(&mut self) {
         let Some(batch) = self.storing.take() else { return };
         let mut refused = Vec::new();
         if !batch.ops.is_empty() || batch.global.is_some() {
@@ -407,9 +348,8 @@ impl Link {
             }
         }
         self.target.observed.apply(Timestamp(1), batch.observations.clone());
-        assert_eq!(
-            batch.peer.is_some(),
-            self.progress,
+        assert!(
+            batch.peer.is_some() == self.progress,
             "with a peer that sends markers, a batch ends at a marker"
         );
         if let Some(at) = batch.peer {
@@ -430,7 +370,10 @@ impl Link {
     }
 
     /// A claimed revision is completely there: no more, no less.
-    fn check_claim(&self, at: GlobalRevision, refused: &[(ResourceKey, String)]) {
+    pub fn check_claim(&self, at: GlobalRevision, refused: &[(ResourceKey, String)]) {
+        if self.corrupted {
+            return;
+        }
         assert_eq!(at.history, HistoryId(SOURCE_HISTORY));
         let told = self
             .told
@@ -449,9 +392,9 @@ impl Link {
     }
 
     /// What the receiver should hold when it has taken up this content.
-    fn expected(&self, content: &Distribution) -> Content {
+    pub fn expected(&self, content: &Distribution) -> Content {
         let mut out = Content::default();
-        let recipient = recipient(self.way);
+        let recipient = recipient(self.way, self.progress);
         for kind in class(self.way).kinds() {
             for (_, entry) in content.of_kind(kind).filter(|(_, e)| recipient.sees(e)) {
                 match wire::decode(kind, wire::RESOURCE_TYPE_URL, &entry.bytes) {
@@ -469,7 +412,7 @@ impl Link {
     }
 
     /// What the target holds of the source.
-    fn held_by_target(&self) -> BTreeMap<ResourceKey, (Labels, Value)> {
+    pub fn held_by_target(&self) -> BTreeMap<ResourceKey, (Labels, Value)> {
         let catalog = self.target.catalog();
         let mut out = BTreeMap::new();
         for kind in class(self.way).kinds() {
@@ -487,7 +430,7 @@ impl Link {
     }
 
     /// Lets everything happen that is still to happen.
-    fn settle(&mut self) {
+    pub fn settle(&mut self) {
         for _ in 0..10_000 {
             let sequence = self.fed.as_ref().map(Distribution::sequence);
             self.feed();
@@ -507,73 +450,5 @@ impl Link {
             }
         }
         panic!("it does not settle");
-    }
-}
-
-fn play(way: Way, progress: bool, script: &[Step]) {
-    let mut link = Link::new(way, progress);
-    let mut locals = BTreeSet::new();
-    for step in script {
-        if let Step::Local(n) = step {
-            locals.insert(format!("local-{n}"));
-        }
-        link.step(step);
-    }
-    link.settle();
-    // What is refused is tried again, and refused again, without disturbing the rest.
-    link.step(&Step::Retry);
-    link.settle();
-    let want = link.expected(link.fed.as_ref().unwrap());
-    let mut have = link.held_by_target();
-    // Removals that a stock peer implied wait for an operator.
-    let held: BTreeSet<ResourceKey> = link.receiver.held().values().flatten().cloned().collect();
-    assert!(!progress || held.is_empty(), "a peer that is known is believed: {held:?}");
-    have.retain(|key, _| want.good.contains_key(key) || !(want.bad.contains(key) || held.contains(key)));
-    assert_eq!(have, want.good, "both ends agree");
-    assert_eq!(
-        want.bad.is_empty(),
-        link.sender.refused().next().is_none(),
-        "what is refused now is known to the sender"
-    );
-    for local in locals {
-        assert!(
-            link.target.get(Kind::MeshTrafficPermission, "default", &local).is_some(),
-            "{local} is the receiver's own"
-        );
-    }
-    if progress && way == Way::Down {
-        assert_eq!(
-            link.target.view().global(),
-            Some(link.source.view().at_global()),
-            "the newest revision is reached"
-        );
-    }
-}
-
-fn script() -> impl Strategy<Value = Vec<Step>> {
-    proptest::collection::vec(step(), 1..60)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
-
-    #[test]
-    fn a_zone_of_ours_converges(script in script()) {
-        play(Way::Down, true, &script);
-    }
-
-    #[test]
-    fn a_stock_zone_converges(script in script()) {
-        play(Way::Down, false, &script);
-    }
-
-    #[test]
-    fn our_global_converges(script in script()) {
-        play(Way::Up, true, &script);
-    }
-
-    #[test]
-    fn a_stock_global_converges(script in script()) {
-        play(Way::Up, false, &script);
     }
 }

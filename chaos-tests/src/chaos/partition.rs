@@ -1,0 +1,345 @@
+//! The network between the nodes of the global, and between zones and nodes, fails in every way a link can.
+//!
+//! In: a topology whose connections all pass [`Link`]s of this process. Out: checks of what each fault may cost.
+//! Invariant: every fault ends before the next begins, and after each the cluster accepts writes at every node again.
+//! Source: issue text; DESIGN.md section 3, "pre-vote", "watchdog", and section 4.
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::time::Instant;
+
+use crate::chaos::background::Background;
+use crate::chaos::{cluster, leader, outage};
+use crate::demo::topology::{Global, Topology, port};
+use crate::demo::{Demo, SOON, START};
+use crate::faults::{Link, Weather};
+use crate::harness::{POLL, Poll, wait_until};
+use crate::report::milliseconds;
+
+/// A majority that was cut off from its leader accepts writes within this.
+const ELECTION_LIMIT: Duration = Duration::from_secs(3);
+/// Writes that must pass during a fault which must not stop them.
+const DURING: usize = 60;
+
+/// The links of a run.
+#[derive(Debug)]
+pub struct Links {
+    /// From a node, to a node.
+    nodes: BTreeMap<(u64, u64), Link>,
+    /// From a zone, to a node.
+    zones: BTreeMap<(String, u64), Link>,
+}
+
+/// Makes a link for every connection from node to node and from zone to node, and has the topology use them.
+///
+/// # Errors
+/// If an address is taken.
+pub async fn links(topology: &mut Topology) -> anyhow::Result<Links> {
+    let mut links = Links {
+        nodes: BTreeMap::new(),
+        zones: BTreeMap::new(),
+    };
+    // The certificates of a node name its address: a link to it listens there too, on a port of its own.
+    let any_port = |ip: Ipv4Addr| (ip, 0).into();
+    for to in &topology.globals {
+        for from in topology.globals.iter().filter(|from| from.id != to.id) {
+            let link = Link::new(any_port(to.ip), (to.ip, port::CLUSTER).into()).await?;
+            topology.links.nodes.insert((from.id, to.id), link.address());
+            links.nodes.insert((from.id, to.id), link);
+        }
+        for zone in &topology.zones {
+            let link = Link::new(any_port(to.ip), (to.ip, port::KDS).into()).await?;
+            topology.links.zones.insert((zone.name.clone(), to.id), link.address());
+            links.zones.insert((zone.name.clone(), to.id), link);
+        }
+    }
+    Ok(links)
+}
+
+impl Links {
+    /// What `node` sends to the others, and what they send to it. A link carries requests there and answers back.
+    fn isolate(&self, node: u64, sent: bool, heard: bool) {
+        for ((from, to), link) in &self.nodes {
+            let (outgoing, incoming) = (*from == node, *to == node);
+            if !outgoing && !incoming {
+                continue;
+            }
+            let mut weather = Weather::FAIR;
+            // On a link from the node its own bytes go there; on a link to it they come back.
+            let (own, others) = if outgoing {
+                (&mut weather.there, &mut weather.back)
+            } else {
+                (&mut weather.back, &mut weather.there)
+            };
+            if sent {
+                *own = crate::faults::Way::Silent;
+            }
+            if heard {
+                *others = crate::faults::Way::Silent;
+            }
+            link.set(weather);
+        }
+    }
+
+    fn between_nodes(&self, weather: Weather) {
+        self.nodes.values().for_each(|link| link.set(weather));
+    }
+
+    fn of_zone(&self, zone: &str, weather: Weather) {
+        self.zones
+            .iter()
+            .filter(|((z, _), _)| z == zone)
+            .for_each(|(_, link)| link.set(weather));
+    }
+
+    fn heal(&self) {
+        self.between_nodes(Weather::FAIR);
+        self.zones.values().for_each(|link| link.set(Weather::FAIR));
+    }
+}
+
+/// All faults, one after another, so many times.
+///
+/// # Errors
+/// If the cluster does not recover from one.
+pub async fn run(demo: &mut Demo, links: &Links, rounds: u32) -> anyhow::Result<()> {
+    demo.allowed.extend(leader::ALLOWED);
+    demo.allowed.extend(outage::GONE);
+    let background = Background::start(demo, Some("partition"))?;
+    let done = async {
+        for _ in 0..rounds {
+            leader_alone(demo, links, &background).await.context("the leader is cut off")?;
+            leader_deaf(demo, links, &background).await.context("the leader does not hear")?;
+            follower_alone(demo, links, &background).await.context("a follower is cut off")?;
+            follower_deaf(demo, links, &background).await.context("a follower does not hear")?;
+            slow(demo, links, &background).await.context("the links are slow")?;
+            resets(demo, links, &background).await.context("the links are cut")?;
+            zone_silent(demo, links, &background).await.context("a zone's link is half open")?;
+        }
+        Ok(())
+    }
+    .await;
+    links.heal();
+    background.finish(demo, "links fail").await;
+    done
+}
+
+/// Time until the next write is accepted after `begin` made a fault, as seen by clients of all nodes.
+async fn next_write(background: &Background, begin: Instant) -> anyhow::Result<Duration> {
+    let (at, _) = wait_until("a write is accepted", START, POLL, async || {
+        Ok(match background.so_far(|h| h.first_accepted(begin))? {
+            Some(at) => Poll::Ready(at),
+            None => Poll::NotYet("none".into()),
+        })
+    })
+    .await?;
+    Ok(at - begin)
+}
+
+/// Every node answers a linearizable read and accepts a write again, and all name the same leader.
+async fn healed(demo: &mut Demo, links: &Links, background: &Background, what: &str) -> anyhow::Result<()> {
+    let start = Instant::now();
+    links.heal();
+    let (nodes, globals) = (demo.nodes()?, demo.topology.globals.clone());
+    wait_until("all nodes agree on the leader and read", START, POLL, async || {
+        let mut seen = Vec::new();
+        for (node, global) in nodes.iter().zip(&globals) {
+            let standing = cluster::standing(demo, global).await?;
+            match node.get("/meshes/default").await {
+                Ok(read) if read.status.is_success() => seen.push((standing.term, standing.leader)),
+                Ok(read) => return Ok(Poll::NotYet(format!("{}: {}, {standing:?}", global.name(), read.status))),
+                Err(error) => return Ok(Poll::NotYet(format!("{}: {error}, {standing:?}", global.name()))),
+            }
+        }
+        let agreed = seen.iter().all(|s| s.1.is_some() && *s == seen[0]);
+        Ok(Poll::when(agreed, (), || format!("{seen:?}")))
+    })
+    .await?;
+    background.until_further(DURING).await?;
+    demo.report.did(&format!("healed after: {what}"), start.elapsed());
+    Ok(())
+}
+
+async fn elects_another(
+    demo: &mut Demo,
+    links: &Links,
+    background: &Background,
+    what: &str,
+    fault: impl FnOnce(&Links, &Global),
+) -> anyhow::Result<()> {
+    let old = cluster::leader(demo).await?;
+    let begin = Instant::now();
+    fault(links, &old);
+    let took = next_write(background, begin).await?;
+    let (new, _) = wait_until("another node leads", START, POLL, async || {
+        let new = cluster::leader_without(demo, Some(old.id)).await?;
+        Ok(Poll::when(new.id != old.id, new.clone(), || format!("{} still", new.name())))
+    })
+    .await?;
+    background.until_further(DURING).await?;
+    demo.report.check(
+        &format!("{what}: another one leads, writes go on within {}", milliseconds(ELECTION_LIMIT)),
+        took <= ELECTION_LIMIT,
+        format!("{}; {} follows {}", milliseconds(took), new.name(), old.name()),
+    );
+    deposed(demo, &old, what).await?;
+    healed(demo, links, background, what).await
+}
+
+/// A leader that is cut off notices it, and answers no linearizable read.
+async fn deposed(demo: &mut Demo, old: &Global, what: &str) -> anyhow::Result<()> {
+    let start = Instant::now();
+    wait_until(&format!("{} knows that it hears no majority", old.name()), SOON, POLL, async || {
+        let standing = cluster::standing(demo, old).await?;
+        Ok(Poll::when(!standing.quorum, (), || format!("{standing:?}")))
+    })
+    .await?;
+    demo.report
+        .did(&format!("{} knows that it hears no majority", old.name()), start.elapsed());
+    let api = demo.api(&old.name(), old.ip)?.with_deadline(Duration::from_secs(2));
+    let read = api.get("/meshes/default").await;
+    let answered = read.as_ref().is_ok_and(|answer| answer.status.is_success());
+    demo.report.check(
+        &format!("{what}: the old leader {} answers no linearizable read", old.name()),
+        !answered,
+        read.map_or_else(|error| error.to_string(), |answer| answer.status.to_string()),
+    );
+    Ok(())
+}
+
+async fn leader_alone(demo: &mut Demo, links: &Links, background: &Background) -> anyhow::Result<()> {
+    let fault = |links: &Links, old: &Global| links.isolate(old.id, true, true);
+    elects_another(demo, links, background, "the leader is cut off from both others", fault).await
+}
+
+async fn leader_deaf(demo: &mut Demo, links: &Links, background: &Background) -> anyhow::Result<()> {
+    let fault = |links: &Links, old: &Global| links.isolate(old.id, false, true);
+    elects_another(demo, links, background, "the leader can send but hears nothing", fault).await
+}
+
+/// A fault of one follower: the leader stays, its term stays, writes go on.
+async fn leaves_the_leader(
+    demo: &mut Demo,
+    links: &Links,
+    background: &Background,
+    what: &str,
+    fault: impl FnOnce(&Links, &Global),
+) -> anyhow::Result<()> {
+    let leading = cluster::leader(demo).await?;
+    let term = cluster::standing(demo, &leading).await?.term;
+    let follower = demo
+        .topology
+        .globals
+        .iter()
+        .find(|g| g.id != leading.id)
+        .cloned()
+        .context("no follower")?;
+    let begin = Instant::now();
+    fault(links, &follower);
+    // Longer than several election timeouts: the follower has tried by then.
+    wait_until("the follower has had time to stand for election", START, POLL, async || {
+        Ok(Poll::when(begin.elapsed() > ELECTION_LIMIT, (), || "not yet".into()))
+    })
+    .await?;
+    background.until_further(DURING).await?;
+    healed(demo, links, background, what).await?;
+    let (now, after) = (cluster::leader(demo).await?, cluster::standing(demo, &leading).await?.term);
+    demo.report.check(
+        &format!("{what}: the leader stays and so does its term, also when it returns"),
+        now.id == leading.id && after == term,
+        format!("{} in term {term}, then {} in term {after}", leading.name(), now.name()),
+    );
+    Ok(())
+}
+
+async fn follower_alone(demo: &mut Demo, links: &Links, background: &Background) -> anyhow::Result<()> {
+    let fault = |links: &Links, node: &Global| links.isolate(node.id, true, true);
+    leaves_the_leader(demo, links, background, "a follower is cut off", fault).await
+}
+
+async fn follower_deaf(demo: &mut Demo, links: &Links, background: &Background) -> anyhow::Result<()> {
+    let fault = |links: &Links, node: &Global| links.isolate(node.id, false, true);
+    leaves_the_leader(demo, links, background, "a follower can send but hears nothing", fault).await
+}
+
+async fn slow(demo: &mut Demo, links: &Links, background: &Background) -> anyhow::Result<()> {
+    // A round trip of 24 ms is that of a large region. The default heartbeat of 80 ms bears one of 50 ms on a quiet machine; wider groups
+    // need longer periods.
+    let each = Duration::from_millis(12);
+    let leading = cluster::leader(demo).await?;
+    let term = cluster::standing(demo, &leading).await?.term;
+    links.between_nodes(Weather::slow(each));
+    background.until_further(DURING).await?;
+    healed(demo, links, background, "slow links").await?;
+    let now = cluster::leader(demo).await?;
+    let after = cluster::standing(demo, &now).await?.term;
+    demo.report.check(
+        &format!(
+            "{} each way between the nodes: writes go on, nobody else is elected",
+            milliseconds(each)
+        ),
+        now.id == leading.id && after == term,
+        format!("term {term}, then {after}"),
+    );
+    Ok(())
+}
+
+/// Every connection between nodes is reset once: nothing is lost, writes go on.
+async fn resets(demo: &mut Demo, links: &Links, background: &Background) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    links.between_nodes(Weather::CUT);
+    links.between_nodes(Weather::FAIR);
+    let took = next_write(background, begin).await?;
+    demo.report.check(
+        "every connection between nodes is reset: writes go on",
+        took <= ELECTION_LIMIT,
+        milliseconds(took),
+    );
+    healed(demo, links, background, "resets").await
+}
+
+/// Longest until a zone with a half-open link has its stream elsewhere: it notices by missing answers.
+const HALF_OPEN_LIMIT: Duration = Duration::from_secs(40);
+
+/// The link of a zone to the node that holds its stream goes silent: the zone finds another node, and gets what is new.
+async fn zone_silent(demo: &mut Demo, links: &Links, background: &Background) -> anyhow::Result<()> {
+    let nodes = demo.nodes()?;
+    let mut instances = BTreeMap::new();
+    for (node, global) in nodes.iter().zip(&demo.topology.globals) {
+        instances.insert(cluster::instance(node).await?, global.id);
+    }
+    let streams = cluster::streams(&nodes[0]).await?;
+    let before = streams.get("east").context("zone east has no stream")?.clone();
+    let holder = *instances.get(&before.instance).context("a stream at a node that is none of ours")?;
+    let begin = Instant::now();
+    let link = links.zones.get(&("east".to_owned(), holder)).context("no such link")?;
+    link.set(Weather::SILENT);
+    wait_until("zone east has a stream to another node", HALF_OPEN_LIMIT, POLL, async || {
+        let now = cluster::streams(&nodes[0]).await?;
+        let east = now.get("east");
+        Ok(Poll::when(east.is_some_and(|s| s.instance != before.instance), (), || {
+            format!("{east:?}")
+        }))
+    })
+    .await?;
+    demo.report.check(
+        "a zone's half-open stream is noticed, and the zone finds another node",
+        true,
+        milliseconds(begin.elapsed()),
+    );
+    // Cut off from all: it lives on, and returns by itself.
+    links.of_zone("east", Weather::CUT);
+    background.until_further(DURING).await?;
+    links.of_zone("east", Weather::FAIR);
+    let begin = Instant::now();
+    wait_until("zone east is back", SOON, POLL, async || {
+        let now = cluster::streams(&nodes[0]).await?;
+        Ok(Poll::when(now.contains_key("east"), (), || format!("{now:?}")))
+    })
+    .await?;
+    demo.report
+        .did("zone east was cut off from every node; it is back", begin.elapsed());
+    healed(demo, links, background, "a zone's links").await
+}

@@ -1,0 +1,40 @@
+//! The command line of `global-cp`.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+
+use crate::pki;
+
+/// The global control plane of Ursa: keeps the meshes' resources and syncs them to the zones.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Run the control plane until it is told to stop (SIGTERM or Ctrl-C).
+    Run {
+        /// Configuration file (YAML). Every setting can also be given as URSA_<SECTION>__<KEY>.
+        #[arg(long, value_name = "FILE", env = "CONFIG_PATH")]
+        config: Option<PathBuf>,
+        #[command(flatten)]
+        overrides: Overrides,
+    },
+    /// Make the CA and the node certificates of a control plane of several nodes.
+    #[command(subcommand)]
+    Pki(pki::Command),
+}
+
+/// Settings that can be given as flags.
+#[derive(clap::Args, Serialize)]
+pub struct Overrides {
+    /// Folder of everything this node keeps.
+    #[arg(long, value_name = "DIR")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data_dir: Option<PathBuf>,
+}

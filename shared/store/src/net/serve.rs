@@ -1,0 +1,69 @@
+//! The listener for the other nodes: mutual TLS, and who is calling.
+//! In: routes. Out: the same, with [`PeerNode`] in each request's extensions.
+//! Invariant: no request reaches a route without a certificate of this cluster that names a node.
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::middleware::{self, Next};
+use axum::response::Response;
+use http::HeaderValue;
+use ursa_runtime::serve::{Limits, Peer};
+
+use super::tls::Identity;
+
+/// A stream per call in flight: appends, proposals passed on and what other services add.
+const MAX_STREAMS: u32 = 4096;
+/// A handful of members with a handful of connections each.
+const MAX_CONNECTIONS: usize = 1024;
+/// After the store has ended there is nothing to wait for.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// The member at the other end of a request on the peer listener, as its certificate says: a request extension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerNode {
+    pub id: u64,
+}
+
+/// Bounds of the listener.
+pub(crate) fn limits() -> Limits {
+    Limits {
+        max_concurrent_streams: MAX_STREAMS,
+        max_connections: MAX_CONNECTIONS,
+        keepalive_interval: Duration::from_secs(5),
+        keepalive_timeout: Duration::from_secs(5),
+        drain_timeout: DRAIN,
+        ..Limits::default()
+    }
+}
+
+/// The routes behind the check.
+pub(crate) fn identified(routes: Router, identity: Arc<Identity>) -> Router {
+    routes.layer(middleware::from_fn_with_state(identity, identify))
+}
+
+async fn identify(State(identity): State<Arc<Identity>>, mut request: Request, next: Next) -> Response {
+    let leaf = request
+        .extensions()
+        .get::<Peer>()
+        .and_then(|peer| peer.tls.as_ref()?.certificates.first());
+    match leaf.map(|leaf| identity.member(leaf)) {
+        Some(Ok(id)) => {
+            request.extensions_mut().insert(PeerNode { id });
+            next.run(request).await
+        }
+        // The handshake lets nobody in like this; it is a defect of whoever mounted the routes.
+        _ => unauthenticated(),
+    }
+}
+
+/// gRPC's code 16, as an answer without a body.
+fn unauthenticated() -> Response {
+    let mut answer = Response::new(Body::empty());
+    let headers = answer.headers_mut();
+    headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert("grpc-status", HeaderValue::from_static("16"));
+    answer
+}

@@ -1,0 +1,195 @@
+//! The other side of the calls: checks who calls, then hands the payload to where it belongs.
+//! In: calls over connections whose certificate was verified. Out: answers.
+//! Invariants: certificate, addressee, history and folder are checked in this order before a payload is looked at; a node that has not
+//! taken its place answers greetings alone, so it neither votes nor acknowledges anything.
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+use tonic::{Request, Response, Status, Streaming, async_trait};
+use ursa_proto::peer::raft_server::Raft as RaftService;
+use ursa_proto::peer::{Answer, Call, Chunk};
+use ursa_runtime::lease::Deadline;
+use uuid::Uuid;
+
+use super::peers::{malformed, sixteen};
+use super::wire::{self, BarrierCall, Greeting, ProposeHead, Proposed, SnapshotHead};
+use super::{PeerNode, Peers, Refusal, snapshot};
+use crate::codec::Proposal;
+use crate::raft::answers;
+use crate::store::{Inner, Store};
+
+/// Snapshots received at once: one, and one more whose sender may be gone.
+const RECEIVING: usize = 2;
+/// Longest that a call of another node is worked on.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// See the module's text.
+#[derive(Clone)]
+pub(crate) struct Service {
+    peers: Peers,
+    /// Does not keep the store alive.
+    store: Weak<Inner>,
+    receiving: Arc<Semaphore>,
+}
+
+/// Whether the caller's kind of call needs this node to have taken its place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    Nothing,
+    Place,
+}
+
+impl Service {
+    pub(crate) fn new(peers: Peers, store: Weak<Inner>) -> Self {
+        Self {
+            peers,
+            store,
+            receiving: Arc::new(Semaphore::new(RECEIVING)),
+        }
+    }
+
+    /// Whether to look at this call. What is new about its sender is durable on return.
+    async fn check(&self, certified: Option<PeerNode>, call: &Call, needs: Needs) -> Result<Store, Refusal> {
+        let shared = &self.peers.shared;
+        let sender = call.from.as_ref().ok_or_else(|| malformed("a call without a sender"))?;
+        // The layer before this one lets nobody through without.
+        let is = certified.ok_or_else(|| malformed("a call without a certificate"))?.id;
+        if is != sender.node {
+            return Err(Refusal::OtherCertificate { says: sender.node, is });
+        }
+        if call.to != shared.node {
+            return Err(Refusal::OtherNode {
+                asked: call.to,
+                is: shared.node,
+            });
+        }
+        if sender.node == shared.node {
+            return Err(Refusal::Doubled { node: shared.node });
+        }
+        if !call.to_folder.is_empty() && Uuid::from_bytes(sixteen(&call.to_folder)?) != shared.me.folder {
+            let refusal = Refusal::OtherFolder { node: shared.node };
+            shared.told_of_me(&refusal);
+            return Err(refusal);
+        }
+        shared.check_sender(sender).await?;
+        if needs == Needs::Place && !shared.admitted.load(Ordering::Acquire) {
+            return Err(Refusal::NotReady { node: shared.node });
+        }
+        let stopped = Refusal::Stopped { node: shared.node };
+        let store = self.store.upgrade().map(Store::from).ok_or_else(|| stopped.clone())?;
+        if store.why_stopped().is_some() {
+            return Err(stopped);
+        }
+        Ok(store)
+    }
+
+    async fn serve<W, F>(&self, request: Request<Call>, needs: Needs, work: W) -> Result<Response<Answer>, Status>
+    where
+        W: FnOnce(Store, Bytes) -> F + Send,
+        F: Future<Output = Result<Bytes, Refusal>> + Send,
+    {
+        let certified = request.extensions().get::<PeerNode>().copied();
+        let call = request.into_inner();
+        let result = match self.check(certified, &call, needs).await {
+            Ok(store) => work(store, call.payload).await,
+            Err(refusal) => Err(refusal),
+        };
+        if let Err(refusal) = &result {
+            tracing::debug!(%refusal, "a call was refused");
+        }
+        Ok(Response::new(self.peers.shared.answer(result)))
+    }
+
+    async fn install(&self, request: Request<Streaming<Chunk>>) -> Result<Bytes, Refusal> {
+        let certified = request.extensions().get::<PeerNode>().copied();
+        let mut chunks = request.into_inner();
+        let first = chunks.message().await.map_err(|status| malformed(status.message()))?;
+        let first = first.ok_or_else(|| malformed("a snapshot without anything"))?;
+        let head = first.head.ok_or_else(|| malformed("a snapshot without a head"))?;
+        let store = self.check(certified, &head, Needs::Place).await?;
+        let _slot = self
+            .receiving
+            .try_acquire()
+            .map_err(|_| malformed("snapshots are being received already"))?;
+        let SnapshotHead { vote, size } = wire::decode(&head.payload)?;
+        let inner = store.inner();
+        let received = snapshot::receive(&inner.disk, &inner.snapshots, size, first.data, &mut chunks).await?;
+        answers::install(&inner.raft, vote, received.snapshot.clone()).await
+    }
+}
+
+#[async_trait]
+impl RaftService for Service {
+    async fn append(&self, request: Request<Call>) -> Result<Response<Answer>, Status> {
+        let peers = self.peers.clone();
+        self.serve(request, Needs::Place, |store, payload| async move {
+            answers::append(&store.inner().raft, &peers.shared.contact, &payload).await
+        })
+        .await
+    }
+
+    async fn vote(&self, request: Request<Call>) -> Result<Response<Answer>, Status> {
+        self.serve(request, Needs::Place, |store, payload| async move {
+            answers::vote(&store.inner().raft, &payload, false).await
+        })
+        .await
+    }
+
+    async fn pre_vote(&self, request: Request<Call>) -> Result<Response<Answer>, Status> {
+        self.serve(request, Needs::Place, |store, payload| async move {
+            answers::vote(&store.inner().raft, &payload, true).await
+        })
+        .await
+    }
+
+    async fn transfer_leader(&self, request: Request<Call>) -> Result<Response<Answer>, Status> {
+        self.serve(request, Needs::Place, |store, payload| async move {
+            answers::transfer(&store.inner().raft, &payload).await
+        })
+        .await
+    }
+
+    async fn propose(&self, request: Request<Call>) -> Result<Response<Answer>, Status> {
+        self.serve(request, Needs::Place, |store, payload| async move {
+            let (head, encoded) = wire::decode_with::<ProposeHead>(&payload)?;
+            let answer = match Proposal::decode(encoded) {
+                Ok(proposal) => {
+                    let wait = Duration::from_millis(head.wait_ms).min(LONGEST);
+                    store.submit_for(proposal, Deadline::after(wait), head.relay).await
+                }
+                Err(reason) => Proposed::Invalid { reason },
+            };
+            Ok(wire::encode(&answer))
+        })
+        .await
+    }
+
+    async fn barrier(&self, request: Request<Call>) -> Result<Response<Answer>, Status> {
+        self.serve(request, Needs::Place, |store, payload| async move {
+            let call: BarrierCall = wire::decode(&payload)?;
+            let wait = Duration::from_millis(call.wait_ms).min(LONGEST);
+            Ok(wire::encode(&store.barrier_for(Deadline::after(wait), call.relay).await))
+        })
+        .await
+    }
+
+    async fn hello(&self, request: Request<Call>) -> Result<Response<Answer>, Status> {
+        let admitted = self.peers.shared.admitted.load(Ordering::Acquire);
+        self.serve(request, Needs::Nothing, |store, _| async move {
+            let founded = store.is_founded();
+            Ok(wire::encode(&Greeting { admitted, founded }))
+        })
+        .await
+    }
+
+    async fn snapshot(&self, request: Request<Streaming<Chunk>>) -> Result<Response<Answer>, Status> {
+        let result = self.install(request).await;
+        if let Err(refusal) = &result {
+            tracing::warn!(%refusal, "a snapshot was not taken in");
+        }
+        Ok(Response::new(self.peers.shared.answer(result)))
+    }
+}
