@@ -101,6 +101,8 @@ pub enum Mode {
     Atomic,
     /// A bad op is skipped and reported, the others go on (sync ingest).
     Each,
+    /// As [`Mode::Each`], but a bad first op rejects the whole set: it says under which condition the others mean anything.
+    Guarded,
 }
 
 /// Puts and deletes that become one revision. `id` and `at` are set once, by the proposer.

@@ -122,7 +122,12 @@ impl State {
             match result {
                 Ok(done) => results.push(done),
                 Err(err) => {
-                    if set.mode == Mode::Atomic {
+                    let whole = match set.mode {
+                        Mode::Atomic => true,
+                        Mode::Guarded => i == 0,
+                        Mode::Each => false,
+                    };
+                    if whole {
                         rejected = Some((i, err));
                         break;
                     }

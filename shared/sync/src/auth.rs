@@ -2,51 +2,79 @@
 //! In: the newest view, a token. Out: yes, or why not. Invariant: a token names exactly one zone; absent scope means `cp`.
 //! Source: api.md 4.3, facts.md F17. Not here: which secrets hold keys and revocations ([`ursa_pki::token::stored`]).
 
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 use ursa_model::{Kind, Resource, ZoneName, kind::secret::Secret};
 pub use ursa_pki::token::stored::ZONE_KEY_PREFIX as SIGNING_KEY_PREFIX;
 use ursa_pki::token::{self, Family, Known, ZoneClaims};
-use ursa_state::View;
+use ursa_state::{HistoryId, View};
 
 use crate::ports::{Denied, ZoneAuth};
 
 /// Scope of a token by which a zone control plane may connect.
 const SCOPE: &str = "cp";
 
-/// Checks zone tokens with the keys that the store holds at that moment.
+/// Checks zone tokens with the keys that the store holds at that moment. Every zone asks every other second, and reading keys takes far
+/// longer than checking a signature, so keys that were read are kept as long as the secrets they came from are unchanged.
 #[derive(Clone, Debug)]
 pub struct TokenAuth {
     views: watch::Receiver<View>,
     required: bool,
+    keys: Arc<Mutex<Option<Arc<Keys>>>>,
+}
+
+#[derive(Debug)]
+struct Keys {
+    history: HistoryId,
+    /// Names of the secrets, and the revisions at which they changed last.
+    from: Vec<(String, u64)>,
+    known: Known,
 }
 
 impl TokenAuth {
     /// Every zone must show a token.
     pub fn required(views: watch::Receiver<View>) -> Self {
-        Self { views, required: true }
+        Self {
+            views,
+            required: true,
+            keys: Arc::default(),
+        }
     }
 
     /// A zone without a token is let in, for stock Kuma zones that cannot send one: the network must protect the port then. A
     /// token that is sent is checked all the same.
     pub fn optional(views: watch::Receiver<View>) -> Self {
-        Self { views, required: false }
+        Self {
+            views,
+            required: false,
+            keys: Arc::default(),
+        }
     }
-}
 
-/// Keys and revocations of zone tokens.
-fn known(view: &View) -> Known {
-    let family = Family::zone();
-    let content = |secret: &Resource| secret.spec::<Secret>().ok().and_then(|s| s.bytes()).unwrap_or_default();
-    let known = family.read(
-        view.list(Kind::GlobalSecret)
-            .filter(|s| family.purpose(s.name()).is_some())
-            .map(|s| (s.name(), content(s))),
-    );
-    for (secret, error) in &known.unreadable {
-        tracing::warn!(secret, %error, "zone tokens signed with this key are refused: it cannot be read");
+    /// Keys and revocations of zone tokens, as they are in this view.
+    fn keys(&self, view: &View) -> Arc<Keys> {
+        let family = Family::zone();
+        let secrets = || view.list(Kind::GlobalSecret).filter(|s| family.purpose(s.name()).is_some());
+        let history = view.history_id();
+        let mut kept = self.keys.lock();
+        let is_from = |keys: &&mut Arc<Keys>| {
+            let from = keys.from.iter().map(|(name, at)| (name.as_str(), *at));
+            keys.history == history && from.eq(secrets().map(|s| (s.name(), s.mod_revision)))
+        };
+        if let Some(keys) = kept.as_mut().filter(is_from) {
+            return keys.clone();
+        }
+        let content = |secret: &Resource| secret.spec::<Secret>().ok().and_then(|s| s.bytes()).unwrap_or_default();
+        let known = family.read(secrets().map(|s| (s.name(), content(s))));
+        for (secret, error) in &known.unreadable {
+            tracing::warn!(secret, %error, "zone tokens signed with this key are refused: it cannot be read");
+        }
+        let from = secrets().map(|s| (s.name().to_owned(), s.mod_revision)).collect();
+        kept.insert(Arc::new(Keys { history, from, known })).clone()
     }
-    known
 }
 
 impl ZoneAuth for TokenAuth {
@@ -55,7 +83,7 @@ impl ZoneAuth for TokenAuth {
             return if self.required { Err(Denied::Missing) } else { Ok(()) };
         };
         let view = self.views.borrow().clone();
-        let known = known(&view);
+        let known = &self.keys(&view).known;
         let valid = token::validate::<ZoneClaims>(token, &known.keys, &known.revoked, OffsetDateTime::now_utc())
             .map_err(|error| Denied::Invalid(error.to_string()))?;
         if valid.claims.zone != zone.as_str() {
@@ -119,5 +147,39 @@ mod tests {
         assert!(optional.check(&east, Some("x")).is_err(), "a token that is sent must be good");
         put("zone-token-revocations", &good.jti);
         assert!(matches!(auth.check(&east, Some(&good.token)), Err(Denied::Invalid(_))));
+    }
+
+    #[test]
+    fn keys_are_read_once_until_a_secret_of_theirs_changes() {
+        let memory = Memory::new(Role::Global, 1);
+        let put = |name: &str, text: &str| {
+            let spec = serde_json::to_value(Secret::of(text.as_bytes())).unwrap();
+            memory.put(Site::Global, Kind::GlobalSecret, "", name, spec);
+        };
+        let (old, new) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
+        let name = "zone-token-signing-key-1";
+        put(name, &old.private_pem());
+        let auth = TokenAuth::required(memory.views());
+        let keys = || auth.keys(&memory.view());
+        let first = keys();
+        put("another-secret", "x");
+        assert!(Arc::ptr_eq(&first, &keys()), "another secret is no reason to read them again");
+        assert!(Arc::ptr_eq(&first, &auth.clone().keys(&memory.view())), "clones share them");
+        let zone: ZoneName = "east".parse().unwrap();
+        let check = |key: &SigningKey| {
+            let claims = ZoneClaims {
+                zone: "east".into(),
+                scope: vec![],
+            };
+            let token = issue(key, "1", &claims, Duration::from_secs(60), OffsetDateTime::now_utc()).unwrap();
+            auth.check(&zone, Some(&token.token)).is_ok()
+        };
+        assert!(check(&old) && !check(&new));
+        put(name, &new.private_pem());
+        assert!(!check(&old) && check(&new), "the key was replaced");
+        put("zone-token-signing-key-2", &old.private_pem());
+        assert_eq!(keys().from.len(), 2);
+        memory.delete(Kind::GlobalSecret, "", name);
+        assert!(!check(&old) && !check(&new), "the key was deleted");
     }
 }

@@ -8,7 +8,7 @@
 //! - [`sender`], [`receiver`]: the two ends of a stream, `handle(event) -> actions`. Pure.
 //! - [`server`]: the global's gRPC services; [`client`]: a zone's connection to the global.
 //! - [`claims`]: which of several connections speaks for a zone, over all nodes of a global.
-//! - [`digest`]: whether two ends hold the same.
+//! - [`digest`]: whether two ends hold the same. [`holds`]: removals that wait for time or for the operator.
 //! - [`peer`]: features and classes of peers. [`ports`]: what the host gives: content, storage, authentication.
 //!
 //! Invariants: a stream's end deletes nothing; a first response is complete or not sent; a progress marker never claims a revision
@@ -20,6 +20,7 @@ pub mod claims;
 pub mod client;
 pub mod digest;
 pub mod distribution;
+pub mod holds;
 pub mod mapping;
 pub mod metrics;
 pub mod peer;
@@ -29,12 +30,14 @@ mod revision;
 pub mod sender;
 pub mod server;
 mod shell;
+mod storing;
 #[cfg(test)]
 mod testing;
 
 pub use auth::TokenAuth;
 pub use claims::Claims;
 pub use client::{ClientConfig, ClientParts, ClientStatus, KdsClient};
+pub use holds::Holds;
 pub use metrics::Metrics;
 pub use ports::{Alone, Denied, Quorum, Sink, SinkError, Source, ZoneAuth};
 pub use server::{Group, KdsServer, ServerConfig, ServerParts};

@@ -11,6 +11,8 @@
 use std::collections::BTreeMap;
 
 use prost_types::{ListValue, Struct, Value, value};
+use tonic::metadata::MetadataMap;
+use ursa_model::ZoneName;
 use ursa_proto::discovery::Node;
 
 /// gRPC response header (global to zone) that lists features, comma separated.
@@ -22,8 +24,51 @@ pub const INSTANCE_HEADER: &str = "ursa-instance-id";
 pub const RESUME_HEADER: &str = "ursa-resume";
 /// gRPC request metadata (zone to global): decimal number of the process's session, larger for each new one, the same on all its calls.
 pub const SESSION_HEADER: &str = "ursa-session";
+/// gRPC request metadata of HealthCheck (zone to global): decimal number of milliseconds. The answer comes when the other zones have stored
+/// what the global has stored by then, or after that time, with [`BEHIND_HEADER`] and [`SILENT_HEADER`]. Others ignore it.
+pub const WAIT_HEADER: &str = "ursa-wait";
+/// gRPC response metadata: zones that are connected and have not stored it, comma separated, at most [`MAX_ZONES`]. Empty when there are none.
+pub const BEHIND_HEADER: &str = "ursa-behind";
+/// The same, of zones that are away or do not tell.
+pub const SILENT_HEADER: &str = "ursa-silent";
+/// Zones that are named in a header: 64 bytes each.
+const MAX_ZONES: usize = 32;
 /// Most features that are read from a peer.
 const MAX_FEATURES: usize = 64;
+
+/// Zones that are not known to have stored something.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Zones {
+    /// Connected; they will say when they have.
+    pub behind: Vec<ZoneName>,
+    /// Away, or of a kind that does not tell.
+    pub silent: Vec<ZoneName>,
+}
+
+impl Zones {
+    /// As metadata of an answer. Of very many some are named.
+    pub fn write(&self, out: &mut MetadataMap) {
+        for (header, zones) in [(BEHIND_HEADER, &self.behind), (SILENT_HEADER, &self.silent)] {
+            let names: Vec<&str> = zones.iter().take(MAX_ZONES).map(ZoneName::as_str).collect();
+            if let Ok(value) = names.join(",").parse() {
+                out.insert(header, value);
+            }
+        }
+    }
+
+    /// The other way; `None` when the answer does not say.
+    pub fn read(metadata: &MetadataMap) -> Option<Self> {
+        let names = |header| -> Option<Vec<ZoneName>> {
+            let text = metadata.get(header)?.to_str().ok()?;
+            let names = text.split(',').filter(|name| !name.is_empty()).take(MAX_ZONES);
+            names.map(|name| name.parse().ok()).collect()
+        };
+        Some(Self {
+            behind: names(BEHIND_HEADER)?,
+            silent: names(SILENT_HEADER)?,
+        })
+    }
+}
 
 /// A set of features.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -120,6 +120,7 @@ pub struct Sender {
     /// Something was sent after the last marker.
     dirty: bool,
     sent_up_to: Option<GlobalRevision>,
+    stored_up_to: Option<GlobalRevision>,
     unknown: BTreeSet<String>,
     /// What the peer holds already, until it was told that it is believed; then what its types begin with.
     resume: Option<Distribution>,
@@ -129,6 +130,8 @@ pub struct Sender {
 #[derive(Clone, Debug, Default)]
 struct Progress {
     last: Option<GlobalRevision>,
+    /// The last marker that the peer answered well.
+    stored: Option<GlobalRevision>,
     in_flight: VecDeque<(u64, GlobalRevision)>,
 }
 
@@ -143,6 +146,7 @@ impl Sender {
             progress: None,
             dirty: false,
             sent_up_to: None,
+            stored_up_to: None,
             unknown: BTreeSet::new(),
             resume: None,
             resumed: false,
@@ -242,6 +246,8 @@ impl Sender {
             // Answers come in order: a later one answers the earlier ones too.
             let answered = progress.in_flight.drain(..=position).next_back();
             if let (Some((_, revision)), None) = (answered, &request.error_detail) {
+                progress.stored = Some(revision);
+                self.stored_up_to = Some(revision);
                 out.push(Action::Report(Report::StoredUpTo(revision)));
             }
         }
@@ -459,6 +465,15 @@ impl Sender {
         if self.sent_up_to != Some(at) {
             self.sent_up_to = Some(at);
             out.push(Action::Report(Report::SentUpTo(at)));
+        }
+        // Nothing of what came after the last marker was for the peer: what it has stored of that one is all.
+        let all = self
+            .progress
+            .as_ref()
+            .is_some_and(|p| p.in_flight.is_empty() && p.last.is_some() && p.stored == p.last);
+        if all && !self.dirty && self.stored_up_to != Some(at) {
+            self.stored_up_to = Some(at);
+            out.push(Action::Report(Report::StoredUpTo(at)));
         }
     }
 }

@@ -5,20 +5,16 @@
 use std::{collections::VecDeque, future::Future, pin::pin, time::Duration};
 
 use futures::{Stream, StreamExt, future::BoxFuture};
-use tokio::sync::{Notify, mpsc};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::mpsc;
 use tonic::Status;
-use ursa_model::{ResourceKey, Timestamp};
+use ursa_model::ResourceKey;
 use ursa_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
-use ursa_runtime::{
-    backoff::Backoff,
-    lease::{Deadline, within},
-};
-use ursa_state::{Applied, Catalog, Changeset, GlobalRevision, Mode, Op, OpResult, RequestId};
+use ursa_runtime::{backoff::Backoff, lease::Deadline};
+use ursa_state::Catalog;
 
 use crate::{
     distribution::Distribution,
-    ports::{Sink, SinkError},
+    holds,
     receiver::{self, Batch, Close, Receiver},
     sender::{self, Sender},
 };
@@ -27,16 +23,8 @@ use crate::{
 pub(crate) const OUTBOUND_QUEUE: usize = 64;
 /// First and longest wait before a refused resource is sent again.
 const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
-/// First and longest wait before a changeset is proposed again.
-const PROPOSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// One proposal's longest time: then its outcome is unknown and it is proposed again under the same id.
-const PROPOSE_ONCE: Duration = Duration::from_secs(10);
 /// How often the peer is told what it should hold, when nothing else is said.
 const HEARTBEAT: Duration = Duration::from_secs(10);
-/// Longest time without a store until the stream ends.
-const PROPOSE_ALL: Duration = Duration::from_secs(30);
-/// Longest wait for a read barrier: an election and some. Then another node may do better.
-const BARRIER: Duration = Duration::from_secs(5);
 
 /// Why a loop ended.
 #[derive(Clone, Debug)]
@@ -173,8 +161,12 @@ pub(crate) trait Applier: Send {
 
 /// What reaches a receiver's loop from outside its stream.
 pub(crate) struct Signals<'a, F> {
-    /// The operator wants what is held to be removed.
-    pub(crate) confirmed: &'a Notify,
+    /// Removals that are held, of this peer.
+    pub(crate) holds: &'a holds::Stream,
+    /// Names the peer's process, if that is known by now.
+    pub(crate) process: &'a (dyn Fn() -> String + Sync),
+    /// The operator keeps what is held.
+    pub(crate) kept: &'a (dyn Fn() -> bool + Sync),
     /// The loop should end.
     pub(crate) stop: F,
 }
@@ -190,9 +182,13 @@ pub(crate) async fn run_receiver<T: Send>(
     signals: Signals<'_, impl Future<Output = ()> + Send>,
 ) -> End {
     let mut inbound = pin!(inbound);
-    let Signals { confirmed, stop } = signals;
+    let Signals {
+        holds,
+        process,
+        kept,
+        stop,
+    } = signals;
     let mut stop = pin!(stop);
-    let (mut grace, mut holds) = (None, 0);
     let mut queue: VecDeque<DeltaDiscoveryRequest> = VecDeque::new();
     let mut storing: Option<BoxFuture<'static, Outcome>> = None;
     let mut actions = match opening {
@@ -205,16 +201,17 @@ pub(crate) async fn run_receiver<T: Send>(
             match action {
                 receiver::Action::Send(message) => queue.push_back(message),
                 receiver::Action::Apply(batch) => storing = Some(applier.apply(batch)),
-                receiver::Action::Report(report) => observe(report),
+                receiver::Action::Report(report) => {
+                    if let receiver::Report::Held { kind, held } = &report {
+                        holds.note(&process(), *kind, held);
+                    }
+                    observe(report);
+                }
                 receiver::Action::Close(why) => close = Some(why),
             }
         }
         if let Some(why) = close {
             break End::Closed(why);
-        }
-        if receiver.holds() != holds {
-            holds = receiver.holds();
-            grace = Some(Deadline::after(receiver.site().grace()));
         }
         let event = tokio::select! {
             biased;
@@ -239,11 +236,7 @@ pub(crate) async fn run_receiver<T: Send>(
                 Some(Err(status)) => break End::Transport(status),
                 None => break End::PeerClosed,
             },
-            () = passed(grace), if grace.is_some() => {
-                grace = None;
-                receiver::Event::GraceOver
-            }
-            () = confirmed.notified() => receiver::Event::Confirmed,
+            event = holds.next(kept) => event,
         };
         actions = receiver.handle(event, &applier.catalog());
     };
@@ -261,176 +254,9 @@ async fn stored(storing: &mut Option<BoxFuture<'static, Outcome>>) -> Outcome {
     }
 }
 
-/// Proposes until it is known to be stored; the same id makes a repeat harmless. Cancellation ends it after the running attempt. Once
-/// `lost` is cancelled no attempt begins, not even the first.
-pub(crate) async fn propose(
-    sink: &dyn Sink,
-    set: Changeset,
-    cancel: &CancellationToken,
-    lost: Option<&CancellationToken>,
-) -> Result<Applied, SinkError> {
-    let mut backoff = Backoff::new(PROPOSE.0, PROPOSE.1);
-    let deadline = Deadline::after(PROPOSE_ALL);
-    loop {
-        if lost.is_some_and(CancellationToken::is_cancelled) {
-            return Err(SinkError::Unavailable("a newer connection of this zone took over".to_owned()));
-        }
-        let result = within(PROPOSE_ONCE, sink.apply(set.clone())).await;
-        let why = match result {
-            Ok(Ok(applied)) => return Ok(applied),
-            Ok(Err(err @ SinkError::Refused(_))) => return Err(err),
-            Ok(Err(SinkError::Unavailable(why))) => why,
-            Err(late) => late.to_string(),
-        };
-        if deadline.has_passed() || !backoff.wait(cancel).await {
-            return Err(SinkError::Unavailable(why));
-        }
-        tracing::debug!(error = %why, "proposing again");
-    }
-}
-
-/// A changeset of independent ops, as of now.
-pub(crate) fn changeset(ops: Vec<Op>, actor: &str) -> Changeset {
-    let id = RequestId(uuid::Uuid::new_v4().as_u128());
-    Changeset {
-        id,
-        at: Timestamp::now(),
-        mode: Mode::Each,
-        ops,
-        global: None,
-        actor: actor.to_owned(),
-    }
-}
-
-/// Stores a batch's ops, piece by piece; the last piece carries `global`. What the store will never take is found by halving and
-/// refused alone, so that one resource that is too large does not stop the others for ever.
-pub(crate) async fn store(
-    sink: &dyn Sink,
-    pieces: Vec<Vec<Op>>,
-    global: Option<GlobalRevision>,
-    actor: &str,
-    cancel: &CancellationToken,
-    lost: Option<&CancellationToken>,
-) -> Outcome {
-    let mut left = VecDeque::from(pieces);
-    if left.is_empty() && global.is_some() {
-        left.push_back(Vec::new());
-    }
-    let mut refused = Vec::new();
-    while let Some(mut ops) = left.pop_front() {
-        let mut set = changeset(ops.clone(), actor);
-        set.global = global.filter(|_| left.is_empty());
-        match propose(sink, set, cancel, lost).await {
-            Ok(applied) => refused.extend(ops.iter().zip(&applied.results).filter_map(|(op, result)| match result {
-                OpResult::Refused(why) => Some((op.key().clone(), why.to_string())),
-                _ => None,
-            })),
-            Err(SinkError::Refused(why)) if ops.len() == 1 => {
-                refused.extend(ops.first().map(|op| (op.key().clone(), why)));
-                if left.is_empty() && global.is_some() {
-                    left.push_back(Vec::new());
-                }
-            }
-            Err(SinkError::Refused(_)) if ops.len() > 1 => {
-                let second = ops.split_off(ops.len() / 2);
-                left.push_front(second);
-                left.push_front(ops);
-            }
-            Err(err) => return Err(err.to_string()),
-        }
-    }
-    Ok(refused)
-}
-
-/// Waits for the read barrier. While a leader is being elected there is none: that is waited for.
-pub(crate) async fn barrier(sink: &dyn Sink, cancel: &CancellationToken) -> Result<(), Status> {
-    let mut backoff = Backoff::new(PROPOSE.0, PROPOSE.1);
-    let deadline = Deadline::after(BARRIER);
-    loop {
-        let why = match within(deadline.remaining(), sink.barrier()).await {
-            Ok(Ok(())) => return Ok(()),
-            Ok(Err(err)) => err.to_string(),
-            Err(late) => late.to_string(),
-        };
-        if deadline.has_passed() || !backoff.wait(cancel).await {
-            return Err(Status::unavailable(format!(
-                "the store does not confirm that it is up to date: {why}"
-            )));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Memory, key, put_op};
-    use futures::FutureExt;
-    use serde_json::json;
-    use ursa_model::{Kind, Labels};
-    use ursa_state::{HistoryId, Role};
-
-    /// Takes at most three ops, and never the one called `big`.
-    struct Picky(Memory);
-
-    impl Sink for Picky {
-        fn apply(&self, set: Changeset) -> BoxFuture<'_, Result<Applied, SinkError>> {
-            let bad = set.ops.len() > 3 || set.ops.iter().any(|op| op.key().name() == "big");
-            let result = if bad {
-                Err(SinkError::Refused("too large".into()))
-            } else {
-                Ok(self.0.change(set))
-            };
-            futures::future::ready(result).boxed()
-        }
-
-        fn barrier(&self) -> BoxFuture<'_, Result<(), SinkError>> {
-            futures::future::ready(Ok(())).boxed()
-        }
-    }
-
-    #[tokio::test]
-    async fn what_is_too_large_is_cut_and_refused_alone() {
-        let sink = Picky(Memory::new(Role::Zone, 1));
-        let names = ["a", "b", "c", "d", "e", "f", "big"];
-        let op = |name: &&str| put_op(key(Kind::Mesh, "", name), Labels::new(), json!({}));
-        let global = GlobalRevision {
-            history: HistoryId(7),
-            revision: 3,
-        };
-        let pieces = vec![names.iter().map(op).collect()];
-        let refused = store(&sink, pieces, Some(global), "", &CancellationToken::new(), None)
-            .await
-            .unwrap();
-        assert_eq!(refused, [(key(Kind::Mesh, "", "big"), "too large".to_owned())]);
-        assert_eq!(sink.0.view().list(Kind::Mesh).count(), 6);
-        assert_eq!(sink.0.view().global(), Some(global), "the revision comes with the last piece");
-    }
-
-    /// Loses the claim while the first piece is being stored.
-    struct Losing(Memory, CancellationToken);
-
-    impl Sink for Losing {
-        fn apply(&self, set: Changeset) -> BoxFuture<'_, Result<Applied, SinkError>> {
-            self.1.cancel();
-            futures::future::ready(Ok(self.0.change(set))).boxed()
-        }
-
-        fn barrier(&self) -> BoxFuture<'_, Result<(), SinkError>> {
-            futures::future::ready(Ok(())).boxed()
-        }
-    }
-
-    #[tokio::test]
-    async fn who_lost_the_claim_proposes_nothing_more() {
-        let lost = CancellationToken::new();
-        let sink = Losing(Memory::new(Role::Global, 1), lost.clone());
-        let piece = |name| vec![put_op(key(Kind::Mesh, "", name), Labels::new(), json!({}))];
-        let cancel = CancellationToken::new();
-        let outcome = store(&sink, vec![piece("a"), piece("b")], None, "", &cancel, Some(&lost)).await;
-        assert!(outcome.unwrap_err().contains("took over"));
-        let names: Vec<_> = sink.0.view().list(Kind::Mesh).map(|m| m.name().to_owned()).collect();
-        assert_eq!(names, ["a"], "what was begun is seen through, nothing else");
-    }
 
     #[test]
     fn no_end_of_a_stream_is_ok() {

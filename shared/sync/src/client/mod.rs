@@ -15,7 +15,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tracing::{info, warn};
@@ -30,6 +30,7 @@ use ursa_state::GlobalRevision;
 use crate::{
     digest::Tally,
     distribution::Distributor,
+    holds::Holds,
     mapping::Class,
     metrics::Metrics,
     peer::{Features, INSTANCE_HEADER, Identity, SESSION_HEADER},
@@ -38,9 +39,11 @@ use crate::{
 };
 
 mod admin;
+mod elsewhere;
 mod rotation;
 mod session;
 
+pub use elsewhere::{Elsewhere, Unknown};
 use rotation::Rotation;
 
 /// Shortest PING interval: a real global answers faster ones with too_many_pings.
@@ -137,7 +140,8 @@ pub struct KdsClient {
     tally: Mutex<Tally>,
     /// Since when content flows in this session, and how long it must to be healthy.
     flowing: Mutex<Option<Deadline>>,
-    confirmed: Arc<Notify>,
+    holds: Holds,
+    live: elsewhere::Sessions,
     /// Counts sessions, so that a node tells a newer one from one that arrives late.
     sessions: AtomicU64,
 }
@@ -178,17 +182,23 @@ impl KdsClient {
                 distributor,
                 tally: Mutex::new(Tally::new(Site::Zone)),
                 flowing: Mutex::new(None),
-                confirmed: Arc::default(),
+                holds: Holds::default(),
+                live: elsewhere::Sessions::default(),
                 sessions: AtomicU64::new(0),
             },
             watch,
         ))
     }
 
-    /// For the operator: `notify_one` removes what the global's first set lacked and what is held for that reason
-    /// (metric `kds_held_removals`), now or at the end of the next first set.
-    pub fn confirm_removals(&self) -> Arc<Notify> {
-        self.confirmed.clone()
+    /// Removals that the global's first sets implied and that are held (metric `kds_held_removals`), under the name
+    /// [`crate::holds::GLOBAL`].
+    pub fn holds(&self) -> Holds {
+        self.holds.clone()
+    }
+
+    /// To ask what other zones have stored of what this one changed, as long as this client runs.
+    pub fn elsewhere(&self) -> Elsewhere {
+        self.live.elsewhere()
     }
 
     /// Keeps the zone connected until cancelled.

@@ -26,11 +26,12 @@ use ursa_runtime::{
 };
 use ursa_state::Catalog;
 
-use super::{ClientStatus, KdsClient, admin, metadata};
+use super::{ClientStatus, KdsClient, admin, elsewhere::Live, metadata};
 use crate::{
     MAX_DECODED_BYTES, MAX_MESSAGE_BYTES,
     digest::{self, Tally},
     distribution::{Distribution, Distributor},
+    holds,
     mapping::Recipient,
     metrics::Metrics,
     peer::{FEATURES_HEADER, Features, RESUME_HEADER},
@@ -39,6 +40,7 @@ use crate::{
     revision,
     sender::{self, Sender},
     shell::{self, Applier, Contents, End, Outcome, Wire},
+    storing,
 };
 
 /// Room for every initial request, so that they are on their way before the first answer.
@@ -224,7 +226,10 @@ async fn down(session: &Session<'_>, stop: CancellationToken) -> String {
         wire,
         observe,
         shell::Signals {
-            confirmed: &client.confirmed,
+            holds: &client.holds.open(holds::GLOBAL, Site::Zone.grace()),
+            // A stock global does not say which process it is, and one of ours proves which store it has.
+            process: &String::new,
+            kept: &|| false,
             stop: stop.cancelled(),
         },
     )
@@ -289,7 +294,7 @@ impl Applier for ToStore {
     fn apply(&self, batch: Box<Batch>) -> BoxFuture<'static, Outcome> {
         let this = self.clone();
         Box::pin(async move {
-            let refused = shell::store(
+            let refused = storing::store(
                 this.sink.as_ref(),
                 batch.pieces(MAX_ENTRY),
                 batch.global,
@@ -349,6 +354,7 @@ async fn up(session: &Session<'_>) -> String {
         stock_bytes: sender::STOCK_BYTES,
     });
     let metrics = &client.parts.metrics;
+    let (stored, stored_seen) = watch::channel(None);
     let observe = |report: sender::Report| match report {
         sender::Report::Sent { kind, resources } => {
             metrics
@@ -360,7 +366,10 @@ async fn up(session: &Session<'_>) -> String {
             warn!(zone, type_url = %kind, resources = ?names, error = text, "the global refused resources");
             metrics.nacks.get_or_create(&Metrics::kind(zone, kind)).inc();
         }
-        sender::Report::Acked { .. } | sender::Report::SentUpTo(_) | sender::Report::StoredUpTo(_) => {}
+        sender::Report::StoredUpTo(at) => {
+            stored.send_replace(Some(at));
+        }
+        sender::Report::Acked { .. } | sender::Report::SentUpTo(_) => {}
         sender::Report::AskedAgain { kind } => {
             warn!(zone, type_url = %kind, "the global holds something else of this type than it should: it gets the complete set");
             metrics.differences.get_or_create(&Metrics::kind(zone, kind)).inc();
@@ -379,6 +388,12 @@ async fn up(session: &Session<'_>) -> String {
     let wire = Wire { outbound: tx, wrap: |m| m };
     metrics.announce(zone);
     let _active = Active::new(metrics, zone);
+    let _shown = client.live.show(Live {
+        number: session.number,
+        channel: session.channel.clone(),
+        metadata: session.request(()).metadata().clone(),
+        stored: stored_seen,
+    });
     let end = shell::run_sender(
         sender,
         Vec::new(),

@@ -59,10 +59,10 @@ pub enum Event {
     },
     /// The batch given out last is not stored.
     Failed(String),
-    /// [`Site::grace`] has passed since the newest hold ([`Receiver::holds`]).
-    GraceOver,
-    /// The operator wants what is held to be removed.
-    Confirmed,
+    /// These have been held for their grace.
+    GraceOver(BTreeSet<ResourceKey>),
+    /// The operator wants what is held to be removed, of this kind or of all.
+    Confirmed(Option<Kind>),
 }
 
 /// What to do.
@@ -146,8 +146,6 @@ pub struct Receiver {
     /// What is owed once the batch in the store is there.
     storing: Option<Storing>,
     held: BTreeMap<Kind, Held>,
-    /// Counts the holds.
-    holds: u64,
     /// In a zone: the id of the global that we knew when the stream began, and whether this peer has named its own.
     cluster_id: Option<String>,
     cluster_id_named: bool,
@@ -181,7 +179,6 @@ impl Receiver {
             ready: Pending::default(),
             storing: None,
             held: BTreeMap::new(),
-            holds: 0,
             cluster_id: None,
             cluster_id_named: false,
             tainted: BTreeMap::new(),
@@ -221,13 +218,13 @@ impl Receiver {
                 self.answer(&refused, catalog, &mut out);
                 self.release(catalog, &mut out);
             }
-            Event::GraceOver => {
+            Event::GraceOver(keys) => {
                 let same = self.is_the_same_global(catalog);
-                self.remove_held(|held| held.wait == Wait::Grace || same);
+                self.remove_held(|held, key| (held.wait == Wait::Grace || same) && keys.contains(key));
                 self.release(catalog, &mut out);
             }
-            Event::Confirmed => {
-                self.remove_held(|_| true);
+            Event::Confirmed(kind) => {
+                self.remove_held(|_, key| kind.is_none_or(|kind| kind == key.kind()));
                 self.release(catalog, &mut out);
             }
             Event::Failed(why) => {
@@ -248,16 +245,6 @@ impl Receiver {
         &self.held
     }
 
-    /// Counts holds: a new number means that removals were held just now, for the site's grace from now.
-    pub fn holds(&self) -> u64 {
-        self.holds
-    }
-
-    /// What this end does for how long before it removes what is only missing.
-    pub fn site(&self) -> &Site {
-        &self.config.site
-    }
-
     /// A stock global cannot prove that its store is the one we know; but one that lost it has another cluster id.
     fn is_the_same_global(&self, catalog: &Catalog) -> bool {
         matches!(self.config.site, Site::Zone)
@@ -267,9 +254,9 @@ impl Receiver {
     }
 
     /// Takes held removals up, except of what the peer spoke of since.
-    fn remove_held(&mut self, which: impl Fn(&Held) -> bool) {
-        for held in self.held.values().filter(|h| which(h)) {
-            for key in held.keys.iter().filter(|k| !self.open.mentions(k)) {
+    fn remove_held(&mut self, which: impl Fn(&Held, &ResourceKey) -> bool) {
+        for held in self.held.values() {
+            for key in held.keys.iter().filter(|k| which(held, k) && !self.open.mentions(k)) {
                 if !self.ready.mentions(key) {
                     self.ready.remove(key.clone());
                 }
@@ -474,7 +461,6 @@ impl Receiver {
         let mut batch = batch::build(&mut pending, &self.config.site, catalog, known);
         self.cluster_id_named |= batch.mentioned.iter().any(|k| k.kind() == Kind::Config && k.name() == CLUSTER_ID);
         for (kind, held) in batch.held.clone() {
-            self.holds += u64::from(!held.keys.is_empty());
             out.push(Action::Report(Report::Held { kind, held: held.clone() }));
             self.held.insert(kind, held);
         }

@@ -351,3 +351,46 @@ fn a_large_first_set_comes_in_pieces_closed_by_one_marker() {
     assert_eq!(all.len(), 21);
     assert_eq!(rest.iter().filter(|r| r.type_url == PROGRESS_TYPE_URL).count(), 1);
 }
+
+/// Towards a global, which hears nothing of revisions without news for it: who waits for one of those must know all the same.
+#[test]
+fn what_is_not_for_the_peer_is_stored_when_all_before_it_is() {
+    let mut bench = Bench::new();
+    bench.sender.config.announce_idle = false;
+    bench.content();
+    bench.ask("Mesh");
+    let first = bench.ask(PROGRESS_TYPE_URL).pop().unwrap();
+    let filtered = |bench: &Bench, value: &str| {
+        bench
+            .memory
+            .put(Site::Global, Kind::Config, "", "cp-catalog", json!({"config": value}));
+        bench.memory.view().at_global()
+    };
+    let content = |bench: &mut Bench| {
+        let content = bench.distributor.update(bench.memory.catalog());
+        bench.sender.handle(Event::Content(content))
+    };
+    let stored = |actions: &[Action], at| actions.contains(&Action::Report(Report::StoredUpTo(at)));
+    let idle = filtered(&bench, "1");
+    let actions = content(&mut bench);
+    assert!(
+        sent(actions.clone()).is_empty() && !stored(&actions, idle),
+        "the first marker is unanswered"
+    );
+    let actions = bench.answer(&first, None);
+    assert!(stored(&actions, idle), "nothing lies between: {actions:?}");
+    let idle = filtered(&bench, "2");
+    let actions = content(&mut bench);
+    assert!(stored(&actions, idle), "{actions:?}");
+    assert!(content(&mut bench).is_empty(), "once");
+
+    bench.mesh("a");
+    let marker = bench.content().pop().unwrap();
+    let idle = filtered(&bench, "3");
+    content(&mut bench);
+    let refused = bench.answer(&marker, Some("not stored"));
+    assert!(!stored(&refused, idle), "{refused:?}");
+    let idle = filtered(&bench, "4");
+    let actions = content(&mut bench);
+    assert!(!stored(&actions, idle), "the peer may lack the mesh: {actions:?}");
+}

@@ -27,6 +27,7 @@ use crate::{
     peer::{Features, Peer},
     sender::{CHUNK_BYTES, Config, Report, STOCK_BYTES, Sender},
     shell::{self, End, Wire},
+    storing,
 };
 
 pub(super) async fn run(
@@ -44,7 +45,7 @@ pub(super) async fn run(
             biased;
             () = cancel.cancelled() => Closing::Draining.status(),
             closing = admission.ended() => closing.status(),
-            () = claim.lost.cancelled() => Status::cancelled("a newer connection of this zone took over"),
+            () = claim.lost.cancelled() => Status::cancelled(storing::TAKEN_OVER),
             status = serve(&inner, &caller, inbound, tx.clone()) => status,
         };
         finish(&tx, status).await;
@@ -66,7 +67,7 @@ async fn serve(
     mut inbound: Streaming<DeltaDiscoveryRequest>,
     tx: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
 ) -> Status {
-    if let Err(status) = shell::barrier(inner.parts.sink.as_ref(), &inner.parts.tasks.cancel_token()).await {
+    if let Err(status) = storing::barrier(inner.parts.sink.as_ref(), &inner.parts.tasks.cancel_token()).await {
         return status;
     }
     if let Err(status) = ensure_zone(inner, caller).await {
@@ -144,8 +145,8 @@ pub(super) async fn ensure_zone(inner: &Inner, caller: &Caller) -> Result<(), St
     });
     info!("first contact: making the Zone");
     let cancel = inner.parts.tasks.cancel_token();
-    let set = shell::changeset(vec![op], "");
-    shell::propose(inner.parts.sink.as_ref(), set, &cancel, None)
+    let set = storing::changeset(vec![op], "");
+    storing::propose(inner.parts.sink.as_ref(), set, &cancel, None)
         .await
         .map_err(|err| Status::unavailable(err.to_string()))?;
     Ok(())

@@ -214,6 +214,14 @@ impl Insights {
         if at_once { self.flush() } else { self.dirty.notify_one() }
     }
 
+    /// Names the zone's process, if a subscription of it is open at any node.
+    pub(super) fn process(&self, zone: &ZoneName) -> Option<String> {
+        let here = self.zones.lock().get(zone).filter(|z| z.open).map(|z| z.insight.clone());
+        let insight = here.unwrap_or_else(|| self.stored(zone));
+        let open = insight.subscriptions.into_iter().rev().find(|s| s.disconnect_time.is_none())?;
+        Some(open.zone_instance_id).filter(|id| !id.is_empty())
+    }
+
     /// What another process, or this one before, left of it.
     fn stored(&self, zone: &ZoneName) -> ZoneInsight {
         let key = ResourceKey::new(Kind::ZoneInsight, "", zone.as_str()).ok();

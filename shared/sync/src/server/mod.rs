@@ -30,6 +30,7 @@ use ursa_state::GlobalRevision;
 use crate::{
     MAX_DECODED_BYTES, MAX_MESSAGE_BYTES,
     claims::{Claims, Held, Refused, StreamKind},
+    holds::Holds,
     mapping::Problem,
     metrics::Metrics,
     peer::{FEATURES_HEADER, Features},
@@ -39,6 +40,7 @@ use crate::{
 
 mod caller;
 mod down;
+mod elsewhere;
 mod gate;
 mod hub;
 mod insight;
@@ -116,8 +118,8 @@ struct Inner {
     insights: Insights,
     progress: Mutex<BTreeMap<ZoneName, ZoneProgress>>,
     progressed: Notify,
-    /// Wakes the zone's stream when the operator confirms.
-    confirmed: Mutex<BTreeMap<ZoneName, Arc<Notify>>>,
+    holds: Holds,
+    waiters: elsewhere::Waiters,
     /// Text of the last refusal that was logged.
     last_denied: Mutex<String>,
 }
@@ -152,7 +154,8 @@ impl KdsServer {
                 insights,
                 progress: Mutex::default(),
                 progressed: Notify::new(),
-                confirmed: Mutex::default(),
+                holds: Holds::default(),
+                waiters: elsewhere::Waiters::default(),
                 last_denied: Mutex::default(),
             }),
         }
@@ -195,10 +198,9 @@ impl KdsServer {
         self.inner.progress.lock().clone()
     }
 
-    /// For the operator: removes what the zone's first set lacked and what is held for that reason (metric `kds_held_removals`), if the
-    /// zone's stream ends at this node.
-    pub fn confirm_removals(&self, zone: &ZoneName) {
-        self.inner.confirmed(zone).notify_waiters();
+    /// Removals that zones' first sets implied and that are held (metric `kds_held_removals`), of zones whose streams end at this node.
+    pub fn holds(&self) -> Holds {
+        self.inner.holds.clone()
     }
 
     /// Resources that should reach zones but do not, and why: quarantined MeshTrusts above all.
@@ -222,10 +224,6 @@ impl Inner {
         })
     }
 
-    fn confirmed(&self, zone: &ZoneName) -> Arc<Notify> {
-        self.confirmed.lock().entry(zone.clone()).or_default().clone()
-    }
-
     fn update_progress(&self, zone: &ZoneName, change: impl FnOnce(&mut ZoneProgress)) {
         let progress = {
             let mut all = self.progress.lock();
@@ -237,12 +235,14 @@ impl Inner {
         self.progressed.notify_one();
     }
 
-    /// Keeps the lag metric, at most once per [`LAG_PERIOD`], and forgets zones that were deleted.
+    /// Keeps the lag metric at most once per [`LAG_PERIOD`], and forgets zones that were deleted.
     async fn measure_lag(&self, cancel: CancellationToken) {
         let mut source = self.parts.source.clone();
         loop {
             let catalog = source.catalog();
             let newest = catalog.durable.at_global();
+            self.holds
+                .retain(|zone| ResourceKey::new(Kind::Zone, "", zone).is_ok_and(|key| catalog.get(&key).is_some()));
             self.progress.lock().retain(|zone, progress| {
                 let label = Metrics::zone(zone.as_str());
                 let known = ResourceKey::new(Kind::Zone, "", zone.as_str()).is_ok_and(|key| catalog.get(&key).is_some());
@@ -389,7 +389,11 @@ impl GlobalKdsService for KdsServer {
             seconds: i64::try_from(interval.as_secs()).unwrap_or(i64::MAX),
             nanos: i32::try_from(interval.subsec_nanos()).unwrap_or_default(),
         };
-        Ok(Response::new(ZoneHealthCheckResponse { interval: Some(interval) }))
+        let mut response = Response::new(ZoneHealthCheckResponse { interval: Some(interval) });
+        if let Some(limit) = elsewhere::asked(request.metadata()) {
+            elsewhere::answer(&self.inner, &caller, limit).await?.write(response.metadata_mut());
+        }
+        Ok(response)
     }
 
     async fn stream_xds_configs(

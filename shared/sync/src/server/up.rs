@@ -12,7 +12,7 @@ use tracing::{Instrument, info_span, warn};
 use ursa_model::{Kind, Resource, ResourceKey, Timestamp, ZoneName, kind as kinds};
 use ursa_proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use ursa_runtime::lease::within;
-use ursa_state::{Catalog, Expect, GlobalRevision, HistoryId, Op, Put};
+use ursa_state::{Catalog, Expect, GlobalRevision, HistoryId, Op, OpResult, Put};
 
 use super::{
     Inner,
@@ -22,11 +22,12 @@ use super::{
     insight::Stream,
 };
 use crate::{
-    claims,
+    claims, holds,
     metrics::Metrics,
     peer::{Features, Identity},
     receiver::{Batch, Config, Held, Receiver, Report, Site},
     shell::{self, Applier, Outcome, Wire},
+    storing,
 };
 
 /// Largest changeset from a zone, in bytes of its log entry: a Raft entry is sent to every node and written by each.
@@ -37,6 +38,9 @@ const PREDECESSOR: Duration = Duration::from_secs(40);
 const REMOTE_PREDECESSOR: Duration = Duration::from_secs(1);
 /// Label of a Zone: history id of its store, by which it is known again. A zone that lost its disk has another.
 const HISTORY_LABEL: &str = "ursa.io/history-id";
+/// Label of a Zone: the process that serves the stream by which the zone sends. Whoever stores what a zone sent puts it first, as it
+/// knows it: a stream that was taken over by another node, and does not know yet, stores nothing any more.
+const STREAM_LABEL: &str = "ursa.io/stream";
 
 pub(super) async fn run(
     inner: Arc<Inner>,
@@ -74,14 +78,15 @@ async fn serve(
         if within(REMOTE_PREDECESSOR, elsewhere).await.is_err() {
             warn!("the node of the zone's earlier connection does not say that it ended; going on");
         }
-        shell::barrier(inner.parts.sink.as_ref(), &inner.parts.tasks.cancel_token()).await?;
-        down::ensure_zone(inner, caller).await
+        storing::barrier(inner.parts.sink.as_ref(), &inner.parts.tasks.cancel_token()).await?;
+        down::ensure_zone(inner, caller).await?;
+        take_over(inner, &caller.zone).await
     };
     tokio::select! {
         biased;
         () = cancel.cancelled() => return Closing::Draining.status(),
         closing = admission.ended() => return closing.status(),
-        () = claim.lost.cancelled() => return Status::cancelled("a newer connection of this zone took over"),
+        () = claim.lost.cancelled() => return Status::cancelled(storing::TAKEN_OVER),
         prepared = prepared => if let Err(status) = prepared { return status },
     }
     inner.insights.stream(&caller.zone, Stream::ZoneToGlobal);
@@ -89,6 +94,7 @@ async fn serve(
         zone: caller.zone.clone(),
         prefix_names: !caller.features.contains(Features::HASH_SUFFIX),
     };
+    let grace = site.grace();
     let receiver = Receiver::new(Config {
         identity: Identity {
             zone: caller.zone.to_string(),
@@ -120,15 +126,19 @@ async fn serve(
         }
     };
     let observe = |report: Report| observe(inner, &caller.zone, report);
-    let confirmed = inner.confirmed(&caller.zone);
     let wire = Wire { outbound: tx, wrap: Ok };
     let signals = shell::Signals {
-        confirmed: &confirmed,
+        holds: &inner.holds.open(caller.zone.as_str(), grace),
+        process: &|| match caller.instance.as_str() {
+            "" => inner.insights.process(&caller.zone).unwrap_or_default(),
+            ours => ours.to_owned(),
+        },
+        kept: &|| zone_resource(inner, &caller.zone).is_some_and(|zone| holds::is_kept(&zone)),
         stop,
     };
     let end = shell::run_receiver(receiver, None, inbound, applier, wire, observe, signals).await;
     match end {
-        shell::End::Cancelled if claim.lost.is_cancelled() => Status::cancelled("a newer connection of this zone took over"),
+        shell::End::Cancelled if claim.lost.is_cancelled() => Status::cancelled(storing::TAKEN_OVER),
         shell::End::Cancelled => why.status(),
         end => end.status(),
     }
@@ -179,6 +189,67 @@ fn observe(inner: &Inner, zone: &ZoneName, report: Report) {
     }
 }
 
+/// Says in the store that this process speaks for the zone now. From then on nothing that an earlier stream had on its way is stored;
+/// what got there before is in this node's view.
+async fn take_over(inner: &Inner, zone: &ZoneName) -> Result<(), Status> {
+    let cancel = inner.parts.tasks.cancel_token();
+    for _ in 0..storing::RACES {
+        let stored = zone_resource(inner, zone).ok_or_else(|| Status::unavailable(format!("zone {zone} was deleted")))?;
+        let me = inner.claims.node().as_ref();
+        if stored.label(STREAM_LABEL) == Some(me) {
+            return Ok(());
+        }
+        let set = storing::changeset(vec![labelled(&stored, [(STREAM_LABEL, me.to_owned())])], "");
+        let applied = storing::propose(inner.parts.sink.as_ref(), set, &cancel, None).await;
+        let applied = applied.map_err(|err| Status::unavailable(err.to_string()))?;
+        if !applied.results.iter().any(|result| matches!(result, OpResult::Refused(_))) {
+            return Ok(());
+        }
+        storing::barrier(inner.parts.sink.as_ref(), &cancel).await?;
+    }
+    Err(Status::unavailable(format!("zone {zone} is being changed all the time")))
+}
+
+/// The Zone with these labels, if nobody changed it meanwhile.
+fn labelled(zone: &Resource, with: impl IntoIterator<Item = (&'static str, String)>) -> Op {
+    let mut labels = zone.labels.clone();
+    labels.extend(with.into_iter().map(|(name, value)| (name.to_owned(), value)));
+    Op::Put(Put {
+        key: zone.key.clone(),
+        labels,
+        spec: zone.spec.clone(),
+        status: None,
+        owner: None,
+        expect: Expect::Version(zone.version),
+    })
+}
+
+/// The condition of every changeset of a stream: the Zone is there, and nobody else speaks for it.
+struct Fence<'a> {
+    inner: &'a Inner,
+    zone: &'a ZoneName,
+    lost: &'a CancellationToken,
+    /// Noted on the Zone by the way.
+    history: Option<HistoryId>,
+}
+
+impl storing::Guard for Fence<'_> {
+    fn lost(&self) -> bool {
+        self.lost.is_cancelled()
+    }
+
+    fn op(&self) -> Result<Op, String> {
+        let zone = zone_resource(self.inner, self.zone).ok_or_else(|| format!("zone {} was deleted", self.zone))?;
+        let me = self.inner.claims.node().as_ref();
+        // An operator who replaces the Zone may leave the label out.
+        if zone.label(STREAM_LABEL).is_some_and(|node| node != me) {
+            return Err(storing::TAKEN_OVER.to_owned());
+        }
+        let history = self.history.map(|history| (HISTORY_LABEL, history.to_string()));
+        Ok(labelled(&zone, [(STREAM_LABEL, me.to_owned())].into_iter().chain(history)))
+    }
+}
+
 /// Stores a zone's batches: durable ops in changesets of at most about a MiB, observations in one go.
 struct ToStore {
     inner: Arc<Inner>,
@@ -197,14 +268,18 @@ impl Applier for ToStore {
         Box::pin(async move {
             let cancel = inner.parts.tasks.cancel_token();
             let mut pieces = batch.pieces(MAX_ENTRY);
-            if let Some(op) = batch.peer.and_then(|at| remember(&inner, &zone, at.history)) {
-                match pieces.first_mut() {
-                    Some(first) => first.push(op),
-                    None => pieces.push(vec![op]),
-                }
+            let history = batch.peer.map(|at| at.history);
+            if pieces.is_empty() && history.is_some() && history != stored_history(&inner, &zone) {
+                pieces.push(Vec::new());
             }
+            let fence = Fence {
+                inner: &inner,
+                zone: &zone,
+                lost: &lost,
+                history,
+            };
             let actor = format!("zone:{zone}");
-            let refused = shell::store(inner.parts.sink.as_ref(), pieces, None, &actor, &cancel, Some(&lost)).await?;
+            let refused = storing::store(inner.parts.sink.as_ref(), pieces, None, &actor, &cancel, Some(&fence)).await?;
             if !refused.is_empty() && zone_resource(&inner, &zone).is_none() {
                 return Err(format!("zone {zone} was deleted"));
             }
@@ -212,23 +287,4 @@ impl Applier for ToStore {
             Ok(refused)
         })
     }
-}
-
-/// Notes on the Zone which history its store has, if that is news.
-fn remember(inner: &Inner, zone: &ZoneName, history: HistoryId) -> Option<Op> {
-    let stored = zone_resource(inner, zone)?;
-    let text = history.to_string();
-    if stored.label(HISTORY_LABEL) == Some(text.as_str()) {
-        return None;
-    }
-    let mut labels = stored.labels.clone();
-    labels.insert(HISTORY_LABEL.to_owned(), text);
-    Some(Op::Put(Put {
-        key: stored.key.clone(),
-        labels,
-        spec: stored.spec.clone(),
-        status: None,
-        owner: None,
-        expect: Expect::Version(stored.version),
-    }))
 }

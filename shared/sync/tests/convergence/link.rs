@@ -171,7 +171,10 @@ impl Link {
                 }
             }
             Step::Retry => self.send(sender::Event::Retry),
-            Step::Grace => self.receive(receiver::Event::GraceOver),
+            Step::Grace => {
+                let held = self.receiver.held().values().flat_map(|held| held.keys.iter().cloned()).collect();
+                self.receive(receiver::Event::GraceOver(held));
+            }
             Step::Heartbeat => self.send(sender::Event::Heartbeat),
             Step::Corrupt(n, gone) => self.corrupt(n, gone),
             Step::Break { stored } => self.reconnect(stored),

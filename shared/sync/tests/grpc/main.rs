@@ -79,6 +79,32 @@ impl Sink for MemorySink {
     }
 }
 
+/// The way of one node to the store: as long as the test holds it for writing, what is on it does not arrive.
+#[derive(Clone, Default)]
+struct Way {
+    free: Arc<tokio::sync::RwLock<()>>,
+    begun: Arc<AtomicU64>,
+}
+
+struct WaySink(Memory, Way);
+
+impl Sink for WaySink {
+    fn apply(&self, set: Changeset) -> BoxFuture<'_, Result<Applied, SinkError>> {
+        async move {
+            self.1.begun.fetch_add(1, Ordering::SeqCst);
+            let free = self.1.free.read().await;
+            let stored = self.0.store(set).await.map_err(SinkError::Unavailable);
+            drop(free);
+            stored
+        }
+        .boxed()
+    }
+
+    fn barrier(&self) -> BoxFuture<'_, Result<(), SinkError>> {
+        futures::future::ready(Ok(())).boxed()
+    }
+}
+
 /// A quorum that the test takes away and gives back: milliseconds since there was contact.
 #[derive(Default)]
 struct FakeQuorum(AtomicU64);
@@ -101,6 +127,7 @@ struct Global {
     signing: SigningKey,
     quorum: Arc<FakeQuorum>,
     claims: Claims,
+    way: Way,
     dir: Arc<tempfile::TempDir>,
 }
 
@@ -140,10 +167,10 @@ impl Global {
         listener: TcpListener,
         address: SocketAddr,
     ) -> Self {
-        let (tasks, stages) = (Tasks::new(), Stages::default());
+        let (tasks, stages, way) = (Tasks::new(), Stages::default(), Way::default());
         let parts = ServerParts {
             source: source(&memory),
-            sink: Arc::new(MemorySink(memory.clone())),
+            sink: Arc::new(WaySink(memory.clone(), way.clone())),
             auth: Arc::new(TokenAuth::required(memory.views())),
             stages: stages.clone(),
             metrics: Metrics::default(),
@@ -177,6 +204,7 @@ impl Global {
             signing,
             quorum,
             claims,
+            way,
             dir,
         }
     }

@@ -205,6 +205,40 @@ async fn of_two_streams_at_two_nodes_the_newest_wins() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_cut_off_node_had_on_its_way_does_not_land_late() {
+    // Two nodes that do not hear each other, over one store.
+    let n1 = Global::start().await;
+    let n2 = n1.another("global-2").await;
+    let port = || {
+        let stored = n1.memory.get(Kind::MeshZoneAddress, "default", "a");
+        stored.and_then(|a| a.spec.get("port").and_then(Value::as_u64))
+    };
+    let (tx, mut old) = open_up(&n1, "east", &[("ursa-instance-id", "a"), ("ursa-session", "1")]).await;
+    within("it is served", old.message()).await.unwrap().unwrap();
+    let (stuck, begun) = (n1.way.free.clone().write_owned().await, n1.way.begun.load(Ordering::SeqCst));
+    tx.send(response("MeshZoneAddress", "1", vec![zone_address("a", &address(1))]))
+        .await
+        .unwrap();
+    wait("it is on its way", || n1.way.begun.load(Ordering::SeqCst) > begun).await;
+
+    let (tx2, mut new) = open_up(&n2, "east", &[("ursa-instance-id", "a"), ("ursa-session", "2")]).await;
+    within("it is served", new.message()).await.unwrap().unwrap();
+    tx2.send(response("MeshZoneAddress", "1", vec![zone_address("a", &address(2))]))
+        .await
+        .unwrap();
+    wait("the newer is stored", || port() == Some(2)).await;
+
+    drop(stuck);
+    let end = end_of(&mut old).await;
+    assert!(end.message().contains("newer"), "{end:?}");
+    assert_eq!(port(), Some(2), "what came late changed nothing");
+    tx2.send(response("MeshZoneAddress", "2", vec![zone_address("a", &address(3))]))
+        .await
+        .unwrap();
+    wait("the newer stream goes on", || port() == Some(3)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_without_leader_drops_no_stream() {
     let nodes = Nodes::start().await;
     let zone = Zone::across(Memory::new(Role::Zone, 0xe), &nodes.refs(), "east");

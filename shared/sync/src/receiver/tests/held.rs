@@ -76,6 +76,34 @@ fn a_held_removal_ends_when_the_resource_returns_or_is_removed_by_name() {
     assert!(receiver.held()[&Kind::MeshZoneAddress].keys.is_empty());
 }
 
+fn all_held(receiver: &Receiver) -> std::collections::BTreeSet<ResourceKey> {
+    receiver.held().values().flat_map(|held| held.keys.iter().cloned()).collect()
+}
+
+/// The grace of everything that is held.
+fn grace_over(receiver: &mut Receiver, memory: &Memory) -> Vec<Action> {
+    let keys = all_held(receiver);
+    receiver.handle(Event::GraceOver(keys), &memory.catalog())
+}
+
+#[test]
+fn only_what_was_held_for_its_grace_goes_and_only_the_kind_that_was_confirmed() {
+    let memory = Memory::new(Role::Zone, 1);
+    stored_addresses(&memory, 0..10);
+    memory.put(Made::Global, Kind::Mesh, "", "default", json!({}));
+    let mut receiver = after_first_sets(&memory, vec![("MeshZoneAddress", addresses(2..10)), ("Mesh", vec![])]);
+    let one = key(Kind::MeshZoneAddress, "default", "a1");
+    let removed = batch(&receiver.handle(Event::GraceOver([one].into()), &memory.catalog())).unwrap();
+    assert_eq!(delete_keys(&removed), ["a1"]);
+    store(&memory, &removed);
+    receiver.handle(stored(), &memory.catalog());
+    let removed = batch(&receiver.handle(Event::Confirmed(Some(Kind::Mesh)), &memory.catalog())).unwrap();
+    assert_eq!(delete_keys(&removed), ["default"]);
+    store(&memory, &removed);
+    receiver.handle(stored(), &memory.catalog());
+    assert_eq!(all_held(&receiver).len(), 1, "a0 waits on");
+}
+
 fn stored_addresses(memory: &Memory, names: std::ops::Range<usize>) {
     for i in names {
         memory.put_with(
@@ -115,16 +143,15 @@ fn a_few_missing_ones_are_removed_after_the_grace_unless_they_return() {
     stored_addresses(&memory, 0..10);
     let mut receiver = after_first_sets(&memory, vec![("MeshZoneAddress", addresses(2..10))]);
     assert_eq!(receiver.held()[&Kind::MeshZoneAddress].wait, Wait::Grace);
-    assert_eq!(receiver.holds(), 1);
     // One of them returns.
     receiver.handle(response("MeshZoneAddress", "2", addresses(0..1), &[]), &memory.catalog());
-    let removed = batch(&receiver.handle(Event::GraceOver, &memory.catalog())).unwrap();
+    let removed = batch(&grace_over(&mut receiver, &memory)).unwrap();
     assert_eq!((delete_keys(&removed), put_keys(&removed).len()), (vec!["a1"], 0));
     store(&memory, &removed);
     let actions = receiver.handle(stored(), &memory.catalog());
     assert!(answers(&actions).is_empty(), "it answers nothing that was sent");
     assert!(receiver.held()[&Kind::MeshZoneAddress].keys.is_empty());
-    assert!(batch(&receiver.handle(Event::GraceOver, &memory.catalog())).is_none());
+    assert!(batch(&grace_over(&mut receiver, &memory)).is_none());
 }
 
 #[test]
@@ -134,11 +161,8 @@ fn roots_and_many_wait_for_the_operator() {
     memory.put(Made::Global, Kind::Mesh, "", "default", json!({}));
     let mut receiver = after_first_sets(&memory, vec![("MeshZoneAddress", addresses(3..10)), ("Mesh", vec![])]);
     assert!(receiver.held().values().all(|h| h.wait == Wait::Operator && !h.keys.is_empty()));
-    assert!(
-        batch(&receiver.handle(Event::GraceOver, &memory.catalog())).is_none(),
-        "time alone is not enough"
-    );
-    let removed = batch(&receiver.handle(Event::Confirmed, &memory.catalog())).unwrap();
+    assert!(batch(&grace_over(&mut receiver, &memory)).is_none(), "time alone is not enough");
+    let removed = batch(&receiver.handle(Event::Confirmed(None), &memory.catalog())).unwrap();
     assert_eq!(
         delete_keys(&removed),
         ["a2", "a1", "a0", "default"],
@@ -156,7 +180,7 @@ fn a_stock_global_with_the_cluster_id_we_know_needs_no_operator() {
             memory.put_with(key, labels_of(&[(ORIGIN, "global")]), json!({ "config": id }));
         }
         let mut receiver = after_first_sets(&memory, vec![("Mesh", vec![]), ("Config", vec![cluster_id(now)])]);
-        let removed = batch(&receiver.handle(Event::GraceOver, &memory.catalog()));
+        let removed = batch(&grace_over(&mut receiver, &memory));
         assert_eq!(
             removed.is_some_and(|b| delete_keys(&b) == ["default"]),
             removes,
@@ -185,7 +209,7 @@ fn what_is_held_is_not_removed_while_its_return_is_on_its_way() {
     );
     // The round that brings a0 back is not complete yet.
     receiver.handle(response("MeshZoneAddress", "3", addresses(0..1), &[]), &memory.catalog());
-    let removed = batch(&receiver.handle(Event::GraceOver, &memory.catalog())).unwrap();
+    let removed = batch(&grace_over(&mut receiver, &memory)).unwrap();
     assert_eq!(delete_keys(&removed), ["a1"]);
     assert_eq!(removed.global, None, "no revision is claimed by it");
 }
@@ -239,14 +263,14 @@ fn what_is_held_stays_held_over_streams() {
                 }
                 // The operator confirms.
                 1 => {
-                    let removed = batch(&receiver.handle(Event::Confirmed, &memory.catalog())).unwrap();
+                    let removed = batch(&receiver.handle(Event::Confirmed(None), &memory.catalog())).unwrap();
                     assert_eq!(delete_keys(&removed).len(), 4);
                     store(&memory, &removed);
                     receiver.handle(stored(), &memory.catalog());
                 }
                 // The grace passes, which is not enough for so many.
                 2 => {
-                    assert!(batch(&receiver.handle(Event::GraceOver, &memory.catalog())).is_none());
+                    assert!(batch(&grace_over(&mut receiver, &memory)).is_none());
                     next_marker(&mut receiver, &memory, 42);
                     assert_ne!(memory.view().global(), Some(at(42)));
                     continue;
@@ -273,7 +297,7 @@ fn a_few_that_are_held_over_streams_go_after_the_grace() {
         assert_eq!(memory.view().global(), None);
     }
     let (mut receiver, _) = stream(&memory, memory.view().global(), 1..10, 7);
-    let removed = batch(&receiver.handle(Event::GraceOver, &memory.catalog())).unwrap();
+    let removed = batch(&grace_over(&mut receiver, &memory)).unwrap();
     assert_eq!(delete_keys(&removed), ["a0"]);
     store(&memory, &removed);
     receiver.handle(stored(), &memory.catalog());
@@ -302,7 +326,7 @@ fn the_global_remembers_a_zones_history_only_when_nothing_is_held() {
     let actions = receiver.handle(marker(5, "2"), &memory.catalog());
     assert!(batch(&actions).is_none(), "nothing to store, and nothing to remember");
     assert_eq!(receiver.held()[&Kind::MeshZoneAddress].keys.len(), 2);
-    let removed = batch(&receiver.handle(Event::Confirmed, &memory.catalog())).unwrap();
+    let removed = batch(&receiver.handle(Event::Confirmed(None), &memory.catalog())).unwrap();
     assert_eq!(removed.peer, None);
     store(&memory, &removed);
     receiver.handle(stored(), &memory.catalog());
@@ -352,8 +376,8 @@ mod properties {
                         named.insert(i, false);
                         response("MeshZoneAddress", &nonce.to_string(), vec![], &[&format!("a{i}.default")])
                     }
-                    Step::Grace => { grace = true; Event::GraceOver }
-                    Step::Confirm => { confirmed = true; Event::Confirmed }
+                    Step::Grace => { grace = true; Event::GraceOver(all_held(&receiver)) }
+                    Step::Confirm => { confirmed = true; Event::Confirmed(None) }
                     Step::Stored => {
                         let Some(batch) = storing.take() else { continue };
                         store(&memory, &batch);

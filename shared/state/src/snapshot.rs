@@ -1,0 +1,204 @@
+//! The snapshot document: the whole state, history included, as bytes. The caller adds a checksum around it.
+//!
+//! ```text
+//! "URSASTAT"        8
+//! format            4   little-endian; 2
+//! length of JSON    8
+//! JSON              everything but packed history, see [`Document`]
+//! number of blocks  8
+//! blocks                packed history, oldest first, see [`crate::history`]
+//! ```
+//! Format 1 was the JSON alone; it is read, never written. A newer format is refused by name.
+
+use std::{
+    io::{Read, Write},
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+use ursa_model::{Resource, Timestamp};
+
+use crate::{
+    change::{Applied, GlobalRevision, HistoryId, RequestId, Revision, RevisionChanges},
+    history::{Block, Damaged, History},
+    state::State,
+    view::View,
+};
+
+const MAGIC: &[u8; 8] = b"URSASTAT";
+/// Version that is written.
+const FORMAT: u32 = 2;
+/// Version of a document that is JSON alone.
+const FORMAT_JSON: u32 = 1;
+
+/// Why a snapshot could not be written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// It is no such document.
+    #[error("snapshot document: {0}")]
+    Json(serde_json::Error),
+    /// Its packed history is none.
+    #[error("snapshot history: {0}")]
+    History(String),
+    #[error("snapshot: {0}")]
+    Io(#[from] std::io::Error),
+    #[error(
+        "snapshot format {found} is not known here (this program knows {known}); use the program version that wrote it, or a newer one"
+    )]
+    Format { found: u32, known: u32 },
+}
+
+impl From<Damaged> for SnapshotError {
+    fn from(damaged: Damaged) -> Self {
+        Self::History(damaged.0)
+    }
+}
+
+impl State {
+    /// Writes the snapshot document.
+    pub fn write_snapshot(&self, mut out: impl Write) -> Result<(), SnapshotError> {
+        let history = &self.view.history;
+        let document = DocumentRef {
+            format: FORMAT,
+            history: self.view.history_id,
+            revision_base: self.revision_base,
+            applied_index: self.applied_index,
+            revision: self.view.revision,
+            floor: history.floor(),
+            time: self.view.time,
+            global: self.view.global,
+            feature_level: self.feature_level,
+            objects: self.view.objects.values().collect(),
+            changes: history.recent().collect(),
+            requests: self
+                .request_order
+                .iter()
+                .filter_map(|(i, id)| self.requests.get(id).map(|a| (*i, *id, a.as_ref())))
+                .collect(),
+        };
+        let json = serde_json::to_vec(&document).map_err(SnapshotError::Json)?;
+        out.write_all(MAGIC)?;
+        out.write_all(&FORMAT.to_le_bytes())?;
+        out.write_all(&(json.len() as u64).to_le_bytes())?;
+        out.write_all(&json)?;
+        drop(json);
+        out.write_all(&(history.blocks().count() as u64).to_le_bytes())?;
+        for block in history.blocks() {
+            block.write(&mut out)?;
+        }
+        Ok(())
+    }
+
+    /// Reads what [`State::write_snapshot`] wrote, in this version or an older one. Errors on a newer format or a damaged document.
+    pub fn read_snapshot(mut input: impl Read) -> Result<Self, SnapshotError> {
+        let mut begin = Vec::with_capacity(MAGIC.len());
+        input.by_ref().take(MAGIC.len() as u64).read_to_end(&mut begin)?;
+        if begin != MAGIC {
+            let document = serde_json::from_reader(begin.as_slice().chain(input)).map_err(SnapshotError::Json)?;
+            return Self::of_document(document, FORMAT_JSON);
+        }
+        let mut format = [0; 4];
+        input.read_exact(&mut format)?;
+        let format = u32::from_le_bytes(format);
+        if format != FORMAT {
+            return Err(SnapshotError::Format {
+                found: format,
+                known: FORMAT,
+            });
+        }
+        let mut json = Vec::new();
+        let len = length(&mut input)?;
+        input.by_ref().take(len).read_to_end(&mut json)?;
+        let document = serde_json::from_slice(&json).map_err(SnapshotError::Json)?;
+        drop(json);
+        let mut state = Self::of_document(document, FORMAT)?;
+        let mut newest = 0;
+        for _ in 0..length(&mut input)? {
+            let block = Block::read_from(&mut input)?;
+            if block.head.first <= newest {
+                return Err(SnapshotError::History("its blocks are not in order".to_owned()));
+            }
+            newest = block.head.last;
+            state.view.history.insert_block(Arc::new(block));
+        }
+        if input.read(&mut [0])? != 0 {
+            return Err(SnapshotError::History("it goes on after its end".to_owned()));
+        }
+        Ok(state)
+    }
+
+    fn of_document(document: Document, format: u32) -> Result<Self, SnapshotError> {
+        if document.format != format {
+            return Err(SnapshotError::Format {
+                found: document.format,
+                known: FORMAT,
+            });
+        }
+        let mut state = Self {
+            view: View {
+                history_id: document.history,
+                revision: document.revision,
+                time: document.time,
+                global: document.global,
+                history: History::starting_at(document.floor),
+                ..View::default()
+            },
+            revision_base: document.revision_base,
+            applied_index: document.applied_index,
+            feature_level: document.feature_level,
+            ..Self::default()
+        };
+        for object in document.objects {
+            if let Some(owner) = &object.owner {
+                state.owned.insert_mut((owner.clone(), object.key.clone()), ());
+            }
+            state.view.objects.insert_mut(object.key.clone(), object);
+        }
+        for changes in document.changes {
+            state.view.history.restore(changes);
+        }
+        for (index, id, applied) in document.requests {
+            state.request_order.insert_mut(index, id);
+            state.requests.insert_mut(id, Arc::new(applied));
+        }
+        Ok(state)
+    }
+}
+
+fn length(input: &mut impl Read) -> Result<u64, SnapshotError> {
+    let mut len = [0; 8];
+    input.read_exact(&mut len)?;
+    Ok(u64::from_le_bytes(len))
+}
+
+#[derive(Serialize)]
+struct DocumentRef<'a> {
+    format: u32,
+    history: HistoryId,
+    revision_base: u64,
+    applied_index: u64,
+    revision: Revision,
+    floor: Revision,
+    time: Timestamp,
+    global: Option<GlobalRevision>,
+    feature_level: u32,
+    objects: Vec<&'a Arc<Resource>>,
+    changes: Vec<&'a Arc<RevisionChanges>>,
+    requests: Vec<(u64, RequestId, &'a Applied)>,
+}
+
+#[derive(Deserialize)]
+struct Document {
+    format: u32,
+    history: HistoryId,
+    revision_base: u64,
+    applied_index: u64,
+    revision: Revision,
+    floor: Revision,
+    time: Timestamp,
+    global: Option<GlobalRevision>,
+    feature_level: u32,
+    objects: Vec<Arc<Resource>>,
+    changes: Vec<Arc<RevisionChanges>>,
+    requests: Vec<(u64, RequestId, Applied)>,
+}
