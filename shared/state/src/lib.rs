@@ -2,14 +2,18 @@
 //! Raft, no disk, no clock, no randomness, no floats, no hash-map order, because every replica runs it and runs it again at replay.
 //!
 //! - [`change`]: the vocabulary: [`Command`], [`Changeset`], [`Op`] and what comes of them.
-//! - [`state`]: [`State::apply`], the one function that changes anything, and the snapshot document.
+//! - [`state`]: [`State::apply`], the one function that changes anything; [`snapshot`]: all of it as bytes.
 //! - [`view`]: [`View`], an immutable picture at one revision; all consumers work on views.
+//! - [`history`]: what earlier revisions changed; [`past`]: reading it.
 //! - [`observed`]: the observed tier, kept in memory and never a Raft entry.
 //! - [`catalog`]: both tiers behind one set of reads.
 
 pub mod catalog;
 pub mod change;
+pub mod history;
 pub mod observed;
+pub mod past;
+pub mod snapshot;
 pub mod state;
 pub mod view;
 
@@ -18,6 +22,9 @@ pub use change::{
     Applied, Change, Changeset, Command, Expect, GlobalRevision, HistoryId, Mode, Op, OpError, OpResult, Put, RequestId, Revision,
     RevisionChanges,
 };
+pub use history::{Kept, MAX_BYTES, MAX_REVISIONS, RECENT};
 pub use observed::{Authority, Observed, ObservedView};
-pub use state::{SnapshotError, State};
+pub use past::{LogEntry, Operation, Past, PastError, Retention, Wanted};
+pub use snapshot::SnapshotError;
+pub use state::State;
 pub use view::{Compacted, View};

@@ -1,44 +1,37 @@
 //! The replicated state machine. [`State::apply`] is pure, deterministic and total: it never panics, reads no clock, and gives
 //! the same result on every replica.
 
-use std::{collections::BTreeMap, io, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use rpds::RedBlackTreeMapSync;
-use serde::{Deserialize, Serialize};
 use ursa_model::{Resource, ResourceKey, Timestamp};
 
 use crate::{
     change::{
-        Applied, Change, Changeset, Command, Expect, GlobalRevision, HistoryId, Mode, Op, OpError, OpResult, Put, RequestId, Revision,
-        RevisionChanges,
+        Applied, Change, Changeset, Command, Expect, HistoryId, Mode, Op, OpError, OpResult, Put, RequestId, Revision, RevisionChanges,
     },
     view::View,
 };
 
-/// Revisions of history kept at the most, whatever the compaction floor says. Each costs its changed values and a few hundred
-/// bytes of map.
-pub const MAX_HISTORY: usize = 10_000;
 /// Request ids remembered: a retry comes within seconds, and a busy global commits some thousand sets in that time.
 pub const MAX_REQUESTS: usize = 8_192;
 /// Depth of ownership followed by a delete; Kuma's chains have three levels.
 const MAX_CASCADE_DEPTH: usize = 16;
-/// Version of the snapshot document.
-const SNAPSHOT_FORMAT: u32 = 1;
 
 /// See the module's text. Cloning is cheap.
 #[derive(Clone, Debug, Default)]
 pub struct State {
-    view: View,
+    pub(crate) view: View,
     /// Added to a log index to give a revision.
-    revision_base: u64,
+    pub(crate) revision_base: u64,
     /// Index of the newest entry applied.
-    applied_index: u64,
-    feature_level: u32,
+    pub(crate) applied_index: u64,
+    pub(crate) feature_level: u32,
     /// (owner, owned).
-    owned: RedBlackTreeMapSync<(ResourceKey, ResourceKey), ()>,
-    requests: RedBlackTreeMapSync<RequestId, Arc<Applied>>,
+    pub(crate) owned: RedBlackTreeMapSync<(ResourceKey, ResourceKey), ()>,
+    pub(crate) requests: RedBlackTreeMapSync<RequestId, Arc<Applied>>,
     /// The ids by the log index that brought them, oldest first.
-    request_order: RedBlackTreeMapSync<u64, RequestId>,
+    pub(crate) request_order: RedBlackTreeMapSync<u64, RequestId>,
 }
 
 /// The resources that one changeset touched so far: first `before`, newest `after`.
@@ -85,7 +78,7 @@ impl State {
                 self.nothing()
             }
             Command::Compact { floor } => {
-                self.compact((*floor).min(self.view.revision));
+                self.view.history.forget((*floor).min(self.view.revision));
                 self.nothing()
             }
             Command::RaiseFeatureLevel { level } => {
@@ -174,14 +167,7 @@ impl State {
         view.revision = revision;
         view.time = at;
         view.global = set.global.or(view.global);
-        view.history.insert_mut(revision, Arc::new(entry));
-        while view.history.size() > MAX_HISTORY {
-            let Some(oldest) = view.history.first().map(|(r, _)| *r) else {
-                break;
-            };
-            view.history.remove_mut(&oldest);
-            view.floor = view.floor.max(oldest);
-        }
+        view.history.push(Arc::new(entry));
     }
 
     fn remember(&mut self, index: u64, id: RequestId, applied: &Applied) {
@@ -197,16 +183,6 @@ impl State {
             self.request_order.remove_mut(&oldest);
             self.requests.remove_mut(&id);
         }
-    }
-
-    fn compact(&mut self, floor: Revision) {
-        while let Some(oldest) = self.view.history.first().map(|(r, _)| *r) {
-            if oldest > floor {
-                break;
-            }
-            self.view.history.remove_mut(&oldest);
-        }
-        self.view.floor = self.view.floor.max(floor);
     }
 
     fn check(&self, key: &ResourceKey, expect: Expect) -> Result<(), OpError> {
@@ -308,109 +284,4 @@ impl State {
             .map(|(_, child)| child.clone())
             .collect()
     }
-
-    /// Writes the snapshot document (JSON; the caller adds checksum and framing).
-    pub fn write_snapshot(&self, out: impl io::Write) -> Result<(), SnapshotError> {
-        let document = DocumentRef {
-            format: SNAPSHOT_FORMAT,
-            history: self.view.history_id,
-            revision_base: self.revision_base,
-            applied_index: self.applied_index,
-            revision: self.view.revision,
-            floor: self.view.floor,
-            time: self.view.time,
-            global: self.view.global,
-            feature_level: self.feature_level,
-            objects: self.view.objects.values().collect(),
-            changes: self.view.history.values().collect(),
-            requests: self
-                .request_order
-                .iter()
-                .filter_map(|(i, id)| self.requests.get(id).map(|a| (*i, *id, a.as_ref())))
-                .collect(),
-        };
-        serde_json::to_writer(out, &document).map_err(SnapshotError::Json)
-    }
-
-    /// Reads what [`State::write_snapshot`] wrote. Errors on a newer format or a damaged document.
-    pub fn read_snapshot(input: impl io::Read) -> Result<Self, SnapshotError> {
-        let document: Document = serde_json::from_reader(input).map_err(SnapshotError::Json)?;
-        if document.format != SNAPSHOT_FORMAT {
-            return Err(SnapshotError::Format {
-                found: document.format,
-                known: SNAPSHOT_FORMAT,
-            });
-        }
-        let mut state = Self {
-            view: View {
-                history_id: document.history,
-                revision: document.revision,
-                time: document.time,
-                global: document.global,
-                floor: document.floor,
-                ..View::default()
-            },
-            revision_base: document.revision_base,
-            applied_index: document.applied_index,
-            feature_level: document.feature_level,
-            ..Self::default()
-        };
-        for object in document.objects {
-            if let Some(owner) = &object.owner {
-                state.owned.insert_mut((owner.clone(), object.key.clone()), ());
-            }
-            state.view.objects.insert_mut(object.key.clone(), object);
-        }
-        for changes in document.changes {
-            state.view.history.insert_mut(changes.revision, changes);
-        }
-        for (index, id, applied) in document.requests {
-            state.request_order.insert_mut(index, id);
-            state.requests.insert_mut(id, Arc::new(applied));
-        }
-        Ok(state)
-    }
-}
-
-/// Why a snapshot could not be written or read.
-#[derive(Debug, thiserror::Error)]
-pub enum SnapshotError {
-    #[error("snapshot document: {0}")]
-    Json(serde_json::Error),
-    #[error(
-        "snapshot format {found} is not known here (this program knows {known}); use the program version that wrote it, or a newer one"
-    )]
-    Format { found: u32, known: u32 },
-}
-
-#[derive(Serialize)]
-struct DocumentRef<'a> {
-    format: u32,
-    history: HistoryId,
-    revision_base: u64,
-    applied_index: u64,
-    revision: Revision,
-    floor: Revision,
-    time: Timestamp,
-    global: Option<GlobalRevision>,
-    feature_level: u32,
-    objects: Vec<&'a Arc<Resource>>,
-    changes: Vec<&'a Arc<RevisionChanges>>,
-    requests: Vec<(u64, RequestId, &'a Applied)>,
-}
-
-#[derive(Deserialize)]
-struct Document {
-    format: u32,
-    history: HistoryId,
-    revision_base: u64,
-    applied_index: u64,
-    revision: Revision,
-    floor: Revision,
-    time: Timestamp,
-    global: Option<GlobalRevision>,
-    feature_level: u32,
-    objects: Vec<Arc<Resource>>,
-    changes: Vec<Arc<RevisionChanges>>,
-    requests: Vec<(u64, RequestId, Applied)>,
 }

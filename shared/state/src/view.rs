@@ -6,12 +6,15 @@ use std::{ops::Bound, sync::Arc};
 use rpds::RedBlackTreeMapSync;
 use ursa_model::{Kind, Resource, ResourceKey, Timestamp};
 
-use crate::change::{GlobalRevision, HistoryId, Revision, RevisionChanges};
+use crate::{
+    change::{GlobalRevision, HistoryId, Revision, RevisionChanges},
+    history::History,
+    past::Past,
+};
 
 pub(crate) type Objects = RedBlackTreeMapSync<ResourceKey, Arc<Resource>>;
-pub(crate) type History = RedBlackTreeMapSync<Revision, Arc<RevisionChanges>>;
 
-/// The asked-for revision is no longer kept.
+/// The asked-for revision is not among the recent ones; [`View::past`] may still have it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("revision {asked} is no longer kept, the oldest is {oldest}")]
 pub struct Compacted {
@@ -29,8 +32,6 @@ pub struct View {
     pub(crate) global: Option<GlobalRevision>,
     pub(crate) objects: Objects,
     pub(crate) history: History,
-    /// Changes up to and including this revision are forgotten.
-    pub(crate) floor: Revision,
 }
 
 impl View {
@@ -93,23 +94,28 @@ impl View {
         self.objects.range((Bound::Included(key), Bound::Unbounded)).map(|(_, r)| r)
     }
 
-    /// Oldest revision after which changes are known.
+    /// Oldest revision after which changes are at hand: the newest [`crate::RECENT`] revisions, unless they were compacted.
     pub fn floor(&self) -> Revision {
-        self.floor
+        self.history.recent_floor()
     }
 
-    /// What changed after `revision`, oldest first. Errors when that is no longer kept.
+    /// What happened before, as far as it is kept.
+    pub fn past(&self) -> Past<'_> {
+        Past::of(self)
+    }
+
+    /// What changed after `revision`, oldest first. Errors below [`View::floor`].
     pub fn changes_since(&self, revision: Revision) -> Result<impl Iterator<Item = &Arc<RevisionChanges>>, Compacted> {
-        if revision < self.floor {
+        if revision < self.floor() {
             return Err(Compacted {
                 asked: revision,
-                oldest: self.floor,
+                oldest: self.floor(),
             });
         }
-        Ok(self.history.range((Bound::Excluded(revision), Bound::Unbounded)).map(|(_, c)| c))
+        Ok(self.history.recent_after(revision))
     }
 
-    /// The picture at an earlier revision. Errors when the changes since are no longer kept. A later revision gives this one.
+    /// The picture at a recent revision: costs what changed since. Errors below [`View::floor`]. A later revision gives this one.
     pub fn at(&self, revision: Revision) -> Result<View, Compacted> {
         let later: Vec<&Arc<RevisionChanges>> = self.changes_since(revision)?.collect();
         let mut view = self.clone();
@@ -123,16 +129,14 @@ impl View {
                     }
                 }
             }
-            view.history.remove_mut(&changes.revision);
+            view.history.take_back(changes.revision);
         }
-        if let Some((newest, changes)) = view.history.last() {
-            view.revision = *newest;
-            view.time = changes.at;
-        } else {
-            view.revision = self.revision.min(revision);
+        match view.history.newest() {
+            Some((newest, at)) => (view.revision, view.time) = (newest, at),
+            None => view.revision = self.revision.min(revision),
         }
         if moved_global {
-            view.global = view.history.values().rev().find_map(|c| c.global);
+            view.global = view.history.newest_global();
         }
         Ok(view)
     }

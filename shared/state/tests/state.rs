@@ -224,9 +224,36 @@ fn below_the_floor_the_oldest_revision_is_named() {
 fn a_snapshot_of_another_format_is_refused() {
     let mut bytes = Vec::new();
     State::default().write_snapshot(&mut bytes).unwrap();
-    let newer = String::from_utf8(bytes).unwrap().replace("\"format\":1", "\"format\":99");
-    assert!(State::read_snapshot(newer.as_bytes()).unwrap_err().to_string().contains("newer"));
+    bytes[8] = 99;
+    let newer = State::read_snapshot(bytes.as_slice()).unwrap_err().to_string();
+    assert!(newer.contains("format 99") && newer.contains("newer"), "{newer}");
+    let text = r#"{"format":3,"history":"00000000000000000000000000000000","revision_base":0,"applied_index":0,"revision":0,"floor":0,
+        "time":0,"global":null,"feature_level":0,"objects":[],"changes":[],"requests":[]}"#;
+    assert!(State::read_snapshot(text.as_bytes()).unwrap_err().to_string().contains("format 3"));
     assert!(State::read_snapshot(&b"{}"[..]).is_err());
+}
+
+/// What the first version wrote: a promise to read it for ever.
+#[test]
+fn a_snapshot_of_the_first_format_is_read() {
+    let object = r#"{"key":{"kind":"Mesh","name":"m"},"spec":{"value":2},"created":5,"modified":6,"version":2,"create_revision":2,"mod_revision":3}"#;
+    let before = object
+        .replace("\"value\":2", "\"value\":1")
+        .replace("\"version\":2", "\"version\":1");
+    let text = format!(
+        r#"{{"format":1,"history":"00000000000000000000000000000007","revision_base":0,"applied_index":3,"revision":3,"floor":2,
+        "time":6,"global":null,"feature_level":1,"objects":[{object}],
+        "changes":[{{"revision":3,"at":6,"actor":"me","changes":[{{"key":{{"kind":"Mesh","name":"m"}},"before":{before},"after":{object}}}]}}],
+        "requests":[[3,"00000000000000000000000000000009",{{"revision":3,"results":["updated"]}}]]}}"#
+    );
+    let state = State::read_snapshot(text.as_bytes()).unwrap();
+    let (view, mesh) = (state.view(), key(Kind::Mesh, "", "m"));
+    assert_eq!((view.revision(), view.past().oldest(), state.feature_level()), (3, 2, 1));
+    assert_eq!(view.past().get(&mesh, 2).unwrap().unwrap().spec, json!({"value": 1}));
+    assert_eq!(view.get(&mesh).unwrap().spec, json!({"value": 2}));
+    // What is written from then on is the newest format, with the same content.
+    let again = State::read_snapshot(snapshot(&state).as_slice()).unwrap();
+    assert_eq!((snapshot(&again), again.applied_index()), (snapshot(&state), 3));
 }
 
 fn arb_key() -> impl Strategy<Value = ResourceKey> {

@@ -25,7 +25,8 @@ use crate::log::EntryId;
 
 const MAGIC: &[u8; 8] = b"URSASNAP";
 const END: &[u8; 4] = b"END\n";
-const FORMAT: u32 = 1;
+/// 2: the content is a document of format 2, which a program that knows 1 would take for damaged. 1 is read all the same.
+const FORMAT: u32 = 2;
 const HEADER: usize = 16;
 const TRAILER: usize = 16;
 /// Longest meta: names and addresses of a few nodes.

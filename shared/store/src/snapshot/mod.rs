@@ -56,13 +56,13 @@ impl Error {
         match self {
             Self::Damaged { .. }
             | Self::State {
-                source: SnapshotError::Json(_),
+                source: SnapshotError::Json(_) | SnapshotError::History(_),
                 ..
             } => true,
             Self::Io { .. }
             | Self::Newer { .. }
             | Self::State {
-                source: SnapshotError::Format { .. },
+                source: SnapshotError::Format { .. } | SnapshotError::Io(_),
                 ..
             } => false,
         }
@@ -80,9 +80,40 @@ impl From<Error> for io::Error {
 pub struct RaftSnapshot {
     pub disk: Arc<dyn Disk>,
     pub path: PathBuf,
+    /// Set for a file that is needed no longer than this and its clones.
+    _aside: Option<Arc<Aside>>,
+}
+
+/// A file that is removed when this is dropped.
+#[derive(Debug)]
+struct Aside {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        // One left behind is removed at the next start.
+        if let Err(error) = self.disk.remove(&self.path) {
+            tracing::debug!(path = %self.path.display(), %error, "cannot remove a received snapshot");
+        }
+    }
 }
 
 impl RaftSnapshot {
+    /// One of [`Snapshots::receiving`]: removed with its last clone.
+    pub fn aside(disk: Arc<dyn Disk>, path: PathBuf) -> Self {
+        let aside = Aside {
+            disk: disk.clone(),
+            path: path.clone(),
+        };
+        Self {
+            disk,
+            path,
+            _aside: Some(Arc::new(aside)),
+        }
+    }
+
     /// What the file says about itself, once all of it was found intact. Blocks on the disk.
     ///
     /// # Errors
@@ -196,6 +227,7 @@ impl Snapshots {
             RaftSnapshot {
                 disk: self.disk.clone(),
                 path: path.clone(),
+                _aside: None,
             },
         ))
     }
@@ -280,6 +312,7 @@ impl Snapshots {
         Ok(RaftSnapshot {
             disk: self.disk.clone(),
             path,
+            _aside: None,
         })
     }
 

@@ -139,14 +139,14 @@ fn cut_files_are_damaged_and_newer_ones_refused() {
         assert!(loaded.is_none() && damaged.len() == 1, "{len} bytes");
     }
     disk.damage(&path, |bytes| {
-        bytes[8] = 2;
+        bytes[8] = 3;
         let end = bytes.len() - 8;
         let crc = crc32c::crc32c(&bytes[..end]).to_le_bytes();
         bytes[end..end + 4].copy_from_slice(&crc);
     })
     .unwrap();
     let error = Snapshots::open(Arc::new(disk), Path::new(DIR)).unwrap_err();
-    assert!(matches!(error, Error::Newer { found: 2, known: 1, .. }), "{error}");
+    assert!(matches!(error, Error::Newer { found: 3, known: 2, .. }), "{error}");
 }
 
 /// The layout is a promise to every later version: this test changes only together with the format.
@@ -162,7 +162,7 @@ fn golden_file() {
         .remove(path.file_name().unwrap().to_str().unwrap())
         .unwrap();
     let meta = r#"{"last":{"term":1,"index":0},"members":{"since":null,"members":{"voters":[],"nodes":{}}},"history":"00000000000000000000000000000000","revision":0}"#;
-    assert_eq!(&bytes[..12], b"URSASNAP\x01\0\0\0");
+    assert_eq!(&bytes[..12], b"URSASNAP\x02\0\0\0");
     assert_eq!(bytes[12..16], u32::try_from(meta.len()).unwrap().to_le_bytes());
     assert_eq!(std::str::from_utf8(&bytes[16..16 + meta.len()]).unwrap(), meta);
     let content = bytes.len() - 16 - meta.len() - 16;
