@@ -34,10 +34,14 @@ demo: envoy build ## run the demo on loopback and stay up; CHECK=1: check every 
 test: envoy build ## run all tests
 	ENVOY_BIN="$(envoy_bin)" $(CARGO) test --workspace --locked --no-fail-fast
 
-chaos_run = $(TARGET)/debug/chaos run --envoy "$(envoy_bin)" --out $(TARGET)/chaos
+chaos_run = $(TARGET)/debug/chaos run --envoy "$(envoy_bin)" --out $(TARGET)/chaos $(if $(SEED),--seed $(SEED)) $(if $(SLACK),--slack $(SLACK))
 
-chaos: envoy build ## run a chaos scenario: SCENARIO=name, ROUNDS=n, or all of them; reports in target/chaos
-	@for name in $(or $(SCENARIO),$$($(TARGET)/debug/chaos list | cut -d' ' -f1)); do $(chaos_run) $$name $(if $(ROUNDS),--rounds $(ROUNDS)); done
+chaos: envoy build ## run chaos scenarios, a quarter of an hour: SCENARIO=name, ROUNDS=n, SEED=n; PROFILE=soak DURATION=2h; page in target/chaos
+ifeq ($(PROFILE),soak)
+	@exec $(chaos_run) soak --duration $(or $(DURATION),1h)
+else
+	@exec $(chaos_run) $(SCENARIO) $(if $(ROUNDS),--rounds $(ROUNDS))
+endif
 
 chaos-list: build ## list the chaos scenarios
 	@$(TARGET)/debug/chaos list

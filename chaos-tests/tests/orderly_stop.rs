@@ -12,15 +12,15 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 use ursa_chaos_tests::client::{Api, Mode, Target, Trust};
 use ursa_chaos_tests::echo::Said;
-use ursa_chaos_tests::harness::{Fleet, POLL, Poll, Spec, wait_until};
+use ursa_chaos_tests::harness::{Fleet, POLL, Poll, Spec, wait_through};
 use ursa_chaos_tests::traffic::Shot;
 use ursa_chaos_tests::traffic::load::{Judge, Load, Outcome, Plan};
 
 const MESH: &str = "default";
-const START: Duration = Duration::from_secs(60);
-const SOON: Duration = Duration::from_secs(30);
+const START: Duration = Duration::from_secs(120);
+const SOON: Duration = Duration::from_secs(60);
 /// Longest orderly end: the drain time below, and the end of Envoy.
-const GRACE: Duration = Duration::from_secs(40);
+const GRACE: Duration = Duration::from_secs(80);
 const RATE: u32 = 200;
 
 const DP_SERVER: u16 = 5678;
@@ -160,7 +160,7 @@ impl World {
         if is_ingress {
             body["tags"] = json!({"kuma.io/listener-zoneingress": ["enabled"]});
         }
-        let (token, _) = wait_until("a token: the zone's key comes from the global", SOON, POLL, async || {
+        let (token, _) = wait_through("a token: the zone's key comes from the global", SOON, POLL, async || {
             Ok(match token(api, "/tokens/dataplane", body.clone()).await {
                 Ok(token) => Poll::Ready(token),
                 Err(error) => Poll::NotYet(format!("{error:#}")),
@@ -214,7 +214,7 @@ impl World {
     /// Waits until a call over this outbound is answered by this instance.
     async fn answers(&self, port: u16, instance: &str) -> anyhow::Result<()> {
         let api = Api::new(Target::Tcp(self.at(FRONTEND.zone, FRONTEND.host, port))).with_mode(Mode::NewConnection);
-        wait_until(&format!("an answer of {instance}"), SOON, POLL, async || {
+        wait_through(&format!("an answer of {instance}"), SOON, POLL, async || {
             let said = match api.get("/").await {
                 Ok(answer) => answer.json::<Said>().map(|said| said.instance).unwrap_or_else(|_| answer.text()),
                 Err(error) => error.to_string(),
@@ -228,7 +228,7 @@ impl World {
     /// Waits until the zone in the east has so many addresses of ingresses in the west.
     async fn addresses(&self, wanted: u64) -> anyhow::Result<()> {
         let east = self.api("east", self.at(EAST, 1, API))?;
-        wait_until(&format!("{wanted} addresses of ingresses"), SOON, POLL, async || {
+        wait_through(&format!("{wanted} addresses of ingresses"), SOON, POLL, async || {
             let all = east.get_json("/meshes/default/meshzoneaddresses").await?;
             Ok(Poll::when(all["total"] == wanted, (), || all.to_string()))
         })

@@ -1,13 +1,18 @@
 //! `chaos`: see [`ursa_chaos_tests::chaos`]. `make chaos SCENARIO=name` builds what it needs and starts it.
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
-use ursa_chaos_tests::chaos::{SCENARIOS, run};
+use futures::FutureExt as _;
+use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
+use ursa_chaos_tests::chaos::{SCENARIOS, Scenario, Settings, run};
 use ursa_chaos_tests::demo::Options;
+use ursa_chaos_tests::report::page;
 
-/// Scenarios in which nodes, zones and networks fail under constant traffic, with real programs and real Envoys on loopback.
+/// Scenarios in which nodes, zones, disks and networks fail under constant traffic, with real programs and real Envoys on loopback.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
@@ -19,17 +24,27 @@ struct Cli {
 enum Command {
     /// List the scenarios
     List,
-    /// Run one scenario: report.json and summary.txt go to OUT/NAME; exit 0 if every check passed, else 1
+    /// Run scenarios, all of them unless some are named: each one's report goes to OUT/NAME, the page of all to OUT/report.html
+    /// and OUT/report.json; exit 0 if every check passed, else 1
     Run(Run),
 }
 
 #[derive(Debug, Args)]
 struct Run {
-    /// One of `chaos list`
-    name: String,
+    /// Some of `chaos list` [default: all]
+    names: Vec<String>,
     /// How often the fault is repeated [default: what the scenario says]
     #[arg(long, value_name = "N")]
     rounds: Option<u32>,
+    /// Picks what is left to chance [default: another one each time; the report says which]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Makes limits of time so many times as long, for a machine that is slow or does other things; the demo's own stay
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100))]
+    slack: u32,
+    /// How long `soak` goes on, such as 90s, 15m, 2h [default: what its rounds take]
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    duration: Option<Duration>,
     /// Nodes of the global control plane, 1 or 3 [default: what the scenario needs]
     #[arg(long, value_name = "N", value_parser = nodes)]
     nodes: Option<u8>,
@@ -78,26 +93,83 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn chaos(arguments: Run) -> anyhow::Result<bool> {
-    let scenario = SCENARIOS
+/// The named ones, in the order of the list.
+fn chosen(names: &[String]) -> anyhow::Result<Vec<&'static Scenario>> {
+    for name in names {
+        anyhow::ensure!(
+            SCENARIOS.iter().any(|s| s.name == *name),
+            "there is no scenario {name}: `chaos list` names them"
+        );
+    }
+    Ok(SCENARIOS
         .iter()
-        .find(|s| s.name == arguments.name)
-        .with_context(|| format!("there is no scenario {}: `chaos list` names them", arguments.name))?;
+        .filter(|s| names.is_empty() || names.iter().any(|n| n == s.name))
+        .collect())
+}
+
+async fn chaos(arguments: Run) -> anyhow::Result<bool> {
+    let scenarios = chosen(&arguments.names)?;
     let here = std::env::current_exe().context("where is this program?")?;
     let bin = arguments
         .bin
+        .clone()
         .or_else(|| Some(here.parent()?.to_owned()))
         .context("no folder of the programs")?;
-    let rounds = arguments.rounds.unwrap_or(scenario.rounds).max(1);
-    let options = Options {
-        out: arguments.out.join(scenario.name),
-        resources: arguments.resources,
-        bin,
-        envoy: arguments.envoy,
-        check: true,
-        nodes: arguments.nodes.unwrap_or(3),
-        changes: 0,
-        kills: rounds,
-    };
-    run(scenario, rounds, &options).await
+    let seed = arguments.seed.unwrap_or_else(|| u64::from(uuid::Uuid::new_v4().as_fields().0));
+    // Ctrl-C ends the scenario in order, and the ones after it do not begin.
+    let (mut interrupted, mut terminated) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (mut reports, mut passed) = (Vec::new(), true);
+    for scenario in scenarios {
+        let settings = Settings {
+            rounds: arguments.rounds.unwrap_or(scenario.rounds).max(1),
+            seed,
+            slack: arguments.slack,
+            lasts: arguments.duration,
+        };
+        let options = Options {
+            out: arguments.out.join(scenario.name),
+            resources: arguments.resources.clone(),
+            bin: bin.clone(),
+            envoy: arguments.envoy.clone(),
+            check: true,
+            nodes: arguments.nodes.unwrap_or(3),
+            changes: 0,
+            kills: settings.rounds,
+        };
+        println!("\n=== {} --rounds {} --seed {seed}", scenario.name, settings.rounds);
+        passed &= run(scenario, &settings, &options).await?;
+        let report = std::fs::read(options.out.join("report.json")).ok();
+        let report: Option<Value> = report.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        reports.push(report.unwrap_or_else(|| json!({"title": scenario.name})));
+        if interrupted.recv().now_or_never().is_some() || terminated.recv().now_or_never().is_some() {
+            break;
+        }
+    }
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    let about = json!({"seed": seed, "slack": arguments.slack, "cores": cores, "version": env!("CARGO_PKG_VERSION")});
+    page::write(&arguments.out, &about, &reports)?;
+    let (fine, failed) = page::result(&reports);
+    println!(
+        "\n{} scenarios, seed {seed}: {fine} checks passed, {failed} failed; page: {}",
+        reports.len(),
+        arguments.out.join("report.html").display()
+    );
+    Ok(passed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked() {
+        assert_eq!(chosen(&[]).unwrap().len(), SCENARIOS.len());
+        assert_eq!(chosen(&["soak".into(), "pause".into()]).unwrap()[0].name, "pause");
+        assert!(
+            chosen(&["nonsense".into()])
+                .unwrap_err()
+                .to_string()
+                .contains("`chaos list` names them")
+        );
+    }
 }

@@ -3,6 +3,7 @@
 //! In: a demo whose calls are permitted. Out: checks of what came of it.
 //! Invariant: the traffic is judged whole: one failed request of one pair fails the scenario, whatever was going on.
 //! Not here: the generators ([`crate::traffic`]), the judge of the history ([`crate::oracles::registers`]).
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,21 +13,43 @@ use futures::future::join_all;
 use crate::client::{Api, Mode};
 use crate::demo::{Demo, SOON, describe, said};
 use crate::harness::wait::Pace;
-use crate::harness::{POLL, Poll, wait_until};
-use crate::oracles::registers::History;
+use crate::harness::{POLL, Poll, wait_through};
+use crate::oracles::{self, registers::History};
 use crate::report::Row;
 use crate::traffic::Shot;
 use crate::traffic::load::{Judge, Load, Plan};
 use crate::traffic::pairs::{Pairs, RATE};
+use crate::traffic::probe::{self, WriteProbe};
 use crate::traffic::registers::{self, Costs, Registers, Retry};
 use crate::traffic::stats::Times;
 
-/// Keys, and so writers.
-const WRITERS: u32 = 3;
-/// Readers, each of all keys.
-const READERS: u32 = 3;
+/// Who writes and reads: as clients that send again what was not answered, and as clients that never do. So the outcome of a write
+/// may stay unknown, and must then be the same for all who look.
+const CLIENTS: [Clients; 2] = [
+    Clients {
+        name: "again",
+        retry: Retry::SameId,
+        writers: 2,
+        readers: 2,
+    },
+    Clients {
+        name: "once",
+        retry: Retry::Never,
+        writers: 1,
+        readers: 1,
+    },
+];
 /// Operations per second of each of them.
 const OPERATIONS: u32 = 25;
+
+struct Clients {
+    name: &'static str,
+    retry: Retry,
+    /// Each of a key of its own.
+    writers: u32,
+    /// Each of all keys.
+    readers: u32,
+}
 
 /// Who calls whom, and which zone must answer.
 fn pairs(demo: &Demo) -> [(&'static str, Shot, &'static str); 2] {
@@ -56,7 +79,7 @@ pub async fn open_the_way(demo: &mut Demo) -> anyhow::Result<()> {
     demo.apply("mesh-http-route-header.yaml").await?;
     for (name, shot, zone) in pairs(demo) {
         let judge = answered_in(zone);
-        wait_until(&format!("{name} is answered"), SOON, POLL, async || {
+        wait_through(&format!("{name} is answered"), SOON, POLL, async || {
             let mut outcome = Load::exactly(
                 Plan {
                     name: name.into(),
@@ -80,7 +103,8 @@ pub async fn open_the_way(demo: &mut Demo) -> anyhow::Result<()> {
 #[derive(Debug)]
 pub struct Background {
     pairs: Pairs,
-    registers: Option<Registers>,
+    /// In the order of [`CLIENTS`]; none if nothing is written.
+    registers: Vec<Registers>,
     nodes: Vec<Api>,
 }
 
@@ -100,25 +124,35 @@ impl Background {
         });
         let pairs = Pairs::start(plans.collect());
         let nodes = demo.nodes()?;
-        let registers = registers.map(|name| {
+        let start = |name: &str, clients: &Clients| {
             Registers::start(registers::Plan {
                 nodes: nodes.clone(),
-                name: format!("register-{name}"),
-                writers: WRITERS,
-                readers: READERS,
+                name: format!("register-{name}-{}", clients.name),
+                writers: clients.writers,
+                readers: clients.readers,
                 rate: OPERATIONS,
-                retry: Retry::SameId,
+                retry: clients.retry,
             })
-        });
+        };
+        let registers = registers.map(|name| CLIENTS.iter().map(|clients| start(name, clients)).collect());
+        let registers = registers.unwrap_or_default();
         Ok(Self { pairs, registers, nodes })
     }
 
-    /// What was written and read so far.
+    /// What was written and read so far by the clients that send again.
     ///
     /// # Errors
     /// If nothing is written at all.
-    pub fn so_far<T>(&self, look: impl FnOnce(&History) -> T) -> anyhow::Result<T> {
-        Ok(self.registers.as_ref().context("nothing is written")?.so_far(look))
+    fn so_far<T>(&self, look: impl FnOnce(&History) -> T) -> anyhow::Result<T> {
+        Ok(self.registers.first().context("nothing is written")?.so_far(look))
+    }
+
+    /// Starts a probe of when writes are accepted, at every node.
+    ///
+    /// # Errors
+    /// If some node accepts no write now.
+    pub async fn probe(&self) -> anyhow::Result<WriteProbe> {
+        WriteProbe::start(&self.nodes, SOON).await
     }
 
     /// Waits until so many further requests of the traffic were due.
@@ -135,7 +169,7 @@ impl Background {
     /// If they are not within [`SOON`].
     pub async fn until_further(&self, writes: usize) -> anyhow::Result<()> {
         let before = self.so_far(|h| h.acknowledged())?;
-        wait_until(&format!("{writes} further writes"), SOON, POLL, async || {
+        wait_through(&format!("{writes} further writes"), SOON, POLL, async || {
             let now = self.so_far(|h| h.acknowledged())?;
             Ok(Poll::when(now >= before + writes, (), || format!("{} so far", now - before)))
         })
@@ -149,7 +183,8 @@ impl Background {
         let mut rows = Vec::new();
         for (name, outcome) in outcomes {
             let by: Vec<String> = outcome.counts.iter().map(|(who, n)| format!("{who} {n}")).collect();
-            demo.report.check(
+            demo.report.verdict(
+                oracles::TRAFFIC,
                 &format!("{during}: no request of {name} fails"),
                 outcome.failed == 0 && outcome.ok > 0,
                 format!("{}; {}", outcome.summary(), by.join(", ")),
@@ -157,12 +192,17 @@ impl Background {
             rows.push(row(during, &name, outcome.times));
         }
         let mut history = History::default();
-        if let Some(registers) = self.registers {
-            let costs;
-            (history, costs) = registers.stop().await;
-            judge(demo, during, &history, &costs);
-            rows.push(row(during, "write, until acknowledged", costs.writes));
-            rows.push(row(during, "read, linearizable", costs.reads));
+        let (mut writes, mut reads) = (Times::default(), Times::default());
+        let stopped = join_all(self.registers.into_iter().map(Registers::stop)).await;
+        for (clients, (seen, costs)) in CLIENTS.iter().zip(stopped) {
+            judge(demo, during, clients, &seen, &costs);
+            writes.add(&costs.writes);
+            reads.add(&costs.reads);
+            history.add(seen);
+        }
+        if !history.writes.is_empty() {
+            rows.push(row(during, "write, until acknowledged", writes));
+            rows.push(row(during, "read, linearizable", reads));
             remove(&self.nodes, &history).await;
         }
         demo.report.times(rows);
@@ -178,12 +218,14 @@ fn row(group: &str, name: &str, times: Times) -> Row {
     }
 }
 
-fn judge(demo: &mut Demo, during: &str, history: &History, costs: &Costs) {
+fn judge(demo: &mut Demo, during: &str, clients: &Clients, history: &History, costs: &Costs) {
+    let during = format!("{during}, clients that send {}", clients.name);
     let violations = history.violations();
     let first = violations.first().map(|v| format!("; the first of {}: {v}", violations.len()));
-    demo.report.check(
+    demo.report.verdict(
+        oracles::REGISTERS,
         &format!("{during}: every read lies between the last acknowledged and the last attempted write, none goes back"),
-        violations.is_empty(),
+        violations.is_empty() && history.acknowledged() > 0 && !history.reads.is_empty(),
         format!(
             "{} writes acknowledged, {} reads{}",
             history.acknowledged(),
@@ -192,18 +234,24 @@ fn judge(demo: &mut Demo, during: &str, history: &History, costs: &Costs) {
         ),
     );
     let open = history.writes.len() - history.acknowledged();
-    demo.report.check(
-        &format!("{during}: every write was acknowledged in the end"),
-        open == 0 && history.acknowledged() > 0,
-        format!("{open} open"),
-    );
+    match clients.retry {
+        Retry::SameId => drop(demo.report.verdict(
+            oracles::ACKNOWLEDGED,
+            &format!("{during}: every write was acknowledged in the end"),
+            open == 0,
+            format!("{open} open"),
+        )),
+        Retry::Never => demo
+            .report
+            .fact(&format!("{during}: writes whose outcome stayed unknown"), open.to_string()),
+    }
     demo.report.check(
         &format!("{during}: no call was refused as wrong"),
         costs.refusals.is_empty(),
         costs.refusals.first().cloned().unwrap_or_default(),
     );
     demo.report.fact(
-        &format!("{during}: attempts without an answer, sent again by the client"),
+        &format!("{during}: attempts without an answer"),
         format!("{} writes, {} reads", costs.failed_attempts, costs.failed_reads),
     );
 }
@@ -211,7 +259,9 @@ fn judge(demo: &mut Demo, during: &str, history: &History, costs: &Costs) {
 /// The registers are of no use afterwards.
 async fn remove(nodes: &[Api], history: &History) {
     let Some(node) = nodes.first() else { return };
-    let paths: Vec<String> = history.newest().keys().map(|key| registers::path(key)).collect();
+    // Those of an unknown outcome too: they may be there.
+    let keys: BTreeSet<&str> = history.writes.iter().map(|w| w.key.as_str()).collect();
+    let paths: Vec<String> = keys.into_iter().map(registers::path).chain(probe::paths()).collect();
     // What is left over changes nothing for anybody.
     let _answers = join_all(paths.iter().map(|path| node.delete(path))).await;
 }

@@ -9,11 +9,11 @@ use serde_json::Value;
 
 use crate::client::Api;
 use crate::demo::topology::Global;
-use crate::demo::{Demo, SOON};
-use crate::harness::{POLL, Poll, wait_until};
+use crate::demo::{Demo, SOON, START};
+use crate::harness::{POLL, Poll, wait_through, wait_until};
 
 /// A node that does not answer its diagnostics port in this time is not asked further.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_secs(2);
 
 /// The node that leads. Waits until there is one.
 ///
@@ -48,6 +48,38 @@ pub async fn leader_without(demo: &Demo, left_out: Option<u64>) -> anyhow::Resul
         .find(|g| g.id == leader)
         .cloned()
         .context("a leader that is no node of ours")
+}
+
+/// The ids of all nodes.
+#[must_use]
+pub fn ids(demo: &Demo) -> Vec<u64> {
+    demo.topology.globals.iter().map(|g| g.id).collect()
+}
+
+/// Waits until every node answers a linearizable read and all name the same leader in the same term. Returns what they say.
+///
+/// # Errors
+/// If they do not in time.
+pub async fn whole(demo: &Demo) -> anyhow::Result<Standing> {
+    let (nodes, globals) = (demo.nodes()?, &demo.topology.globals);
+    let (seen, _) = wait_through("all nodes agree on the leader and read", START, POLL, async || {
+        let mut seen = Vec::new();
+        for (node, global) in nodes.iter().zip(globals) {
+            let read = node.fork().with_deadline(LOOK).get("/meshes/default").await;
+            let standing = standing(demo, global).await?;
+            read.with_context(|| format!("{}: {standing:?}", global.name()))?
+                .success()
+                .with_context(|| format!("{}: {standing:?}", global.name()))?;
+            seen.push(standing);
+        }
+        let first = seen.first().copied().context("no node")?;
+        let agreed = seen
+            .iter()
+            .all(|s| s.leader.is_some() && s.quorum && (s.leader, s.term) == (first.leader, first.term));
+        Ok(Poll::when(agreed, first, || format!("{seen:?}")))
+    })
+    .await?;
+    Ok(seen)
 }
 
 /// What a node knows of the group: a higher term is a later one.

@@ -14,13 +14,13 @@ use crate::demo::steps::bring_up::start_proxy;
 use crate::demo::topology::{Proxy, port};
 use crate::demo::{Demo, SOON, START, after};
 use crate::harness::fleet::Ending;
-use crate::harness::{POLL, Poll, wait_until};
+use crate::harness::{POLL, Poll, wait_through};
 use crate::report::milliseconds;
 use crate::traffic::stats::Times;
 
 /// Longest orderly end of a process.
-const GRACE: Duration = Duration::from_secs(20);
-/// Writes may stand still for so long while leadership is handed over.
+const GRACE: Duration = Duration::from_secs(60);
+/// Writes may stand still for so long while leadership is handed over. Source: issue text.
 const HANDOVER_LIMIT: Duration = Duration::from_millis(300);
 /// Writes before and after, which show the pause between them.
 const AROUND: usize = 30;
@@ -35,11 +35,13 @@ pub async fn leader(demo: &mut Demo, background: &Background) -> anyhow::Result<
     background.until_further(AROUND).await?;
     let leader = cluster::leader(demo).await?;
     after::counters_before_the_end_of(demo, &leader.name()).await;
+    let probe = background.probe().await?;
     let asked = Instant::now();
     let ending = demo.fleet.terminate(&leader.name(), GRACE).await?;
     let successor = cluster::leader_without(demo, Some(leader.id)).await?;
     background.until_further(AROUND).await?;
-    let pause = background.so_far(|h| h.longest_pause(asked, Instant::now()))?;
+    let pause = probe.longest_pause(asked, Instant::now());
+    probe.stop();
     ended(demo, &ending);
     demo.report.check(
         &format!(
@@ -138,7 +140,7 @@ async fn wait_addressed(demo: &Demo, ingress: &Proxy, wanted: bool) -> anyhow::R
         .filter(|p| p.zone != ingress.zone && p.workload == "frontend")
         .collect();
     let what = format!("{} is {} at its callers", ingress.name, if wanted { "known" } else { "withdrawn" });
-    wait_until(&what, SOON, POLL, async || {
+    wait_through(&what, SOON, POLL, async || {
         let lists = try_join_all(callers.iter().map(async |c| demo.envoy(c).endpoints().await)).await?;
         let everywhere = lists.iter().all(|list| list.values().any(|a| a.contains(&address)) == wanted);
         Ok(Poll::when(everywhere, (), || format!("{lists:?}")))

@@ -1,7 +1,7 @@
 //! The leader is killed, again and again, while clients write, zones listen and workloads call each other.
 //!
 //! In: a cluster under load ([`Background`]). Out: the time until the next accepted write of each kill, and checks.
-//! Invariant: time counts from the signal to the first acknowledgement of an attempt that was sent after it, at any node.
+//! Invariant: time counts from the signal to the first acknowledgement of a write that was sent after it, at any node.
 //! Source: issue text, step 5.
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,11 +17,11 @@ use crate::client::Api;
 use crate::demo::topology::Global;
 use crate::demo::{Demo, SOON, START, after};
 use crate::harness::logs::Allowed;
-use crate::harness::{POLL, Poll, wait_until};
+use crate::harness::{POLL, Poll, wait_through};
 use crate::report::{Row, milliseconds};
 use crate::traffic::stats::Times;
 
-/// Writes may stand still for so long after the leader's death.
+/// Writes may stand still for so long after the leader's death. Source: issue text.
 const LIMIT: Duration = Duration::from_secs(3);
 /// Writes between two kills, so that each one hits a cluster at work.
 const BETWEEN: usize = 50;
@@ -72,17 +72,12 @@ pub async fn kill(demo: &mut Demo, background: &Background, rounds: u32) -> anyh
         let before = cluster::streams(witness).await?;
         after::counters_before_the_end_of(demo, &leader.name()).await;
 
+        let probe = background.probe().await?;
         let killed = Instant::now();
         demo.fleet.signal(&leader.name(), Signal::SIGKILL)?;
         let what = format!("a write is accepted after the death of {}", leader.name());
-        let (accepted, _) = wait_until(&what, START, POLL, async || {
-            Ok(match background.so_far(|h| h.first_accepted(killed))? {
-                Some(at) => Poll::Ready(at),
-                None => Poll::NotYet("none".into()),
-            })
-        })
-        .await?;
-        let pause = accepted - killed;
+        let pause = probe.accepted_after(killed, &what, START).await?;
+        probe.stop();
         pauses.record(pause);
         let successor = cluster::leader_without(demo, Some(leader.id)).await?;
         demo.report.did(
@@ -146,7 +141,7 @@ async fn streams_stood(
     doomed: &str,
     leader: &Global,
 ) -> anyhow::Result<()> {
-    let (now, _) = wait_until("every zone has a stream", SOON, POLL, async || {
+    let (now, _) = wait_through("every zone has a stream", SOON, POLL, async || {
         let now = cluster::streams(witness).await?;
         // Those of the dead node find another one.
         let all = demo
@@ -177,7 +172,7 @@ async fn caught_up(demo: &Demo, node: &Global, witness: &Api) -> anyhow::Result<
     let read = "/meshes/default";
     let want = witness.get(read).await?.success()?.revision().context("no revision in an answer")?;
     let api = demo.api(&node.name(), node.ip)?;
-    wait_until(&format!("{} has caught up to {want}", node.name()), SOON, POLL, async || {
+    wait_through(&format!("{} has caught up to {want}", node.name()), SOON, POLL, async || {
         Ok(match api.get(read).await {
             Ok(answer) if answer.status.is_success() => {
                 let seen = answer.revision();

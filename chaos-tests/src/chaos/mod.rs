@@ -1,27 +1,59 @@
-//! Scenarios: nodes, zones and networks fail under constant traffic, writes and reads; longer and harder than in the demo.
+//! Scenarios: nodes, zones, disks, clocks and networks fail under constant traffic, writes and reads; longer and harder than in the demo.
 //!
 //! In: a name of [`SCENARIOS`], how often, built programs and an Envoy. Out: `target/chaos/<name>/{report.json,summary.txt}`.
 //! Invariant: every scenario starts with the demo's set-up and ends with its post-conditions: no panic, no end that was not asked
-//! for, nothing rejected, nothing pushed twice unchanged, no unlisted WARN or ERROR, nothing left running.
-//! Source: DESIGN.md section 9. Not here: processes ([`crate::harness`]), faults of the network ([`crate::faults`]).
+//! for, nothing rejected, nothing pushed twice unchanged, no unlisted WARN or ERROR, equal replicas, nothing left running.
+//! Source: DESIGN.md section 9. Not here: processes ([`crate::harness`]), single faults ([`crate::faults`]).
+pub mod all_partitions;
 pub mod background;
+pub mod clocks;
 pub mod cluster;
+pub mod damaged;
+pub mod disks;
+pub mod flapping;
 pub mod graceful;
 pub mod leader;
+pub mod links;
 pub mod outage;
 pub mod partition;
+pub mod pauses;
+pub mod soak;
+pub mod stage;
+pub mod wiped;
+
+use std::time::Duration;
 
 use anyhow::Context as _;
 use background::{Background, open_the_way};
+use links::Links;
 use outage::{How, JOIN_LIMIT};
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
+use stage::Stage;
 
 use crate::demo::topology::Topology;
 use crate::demo::{Demo, Options, conduct, steps};
+use crate::faults::damage;
+use crate::faults::shim::Shim;
+use crate::oracles::caps::Watch;
 
 /// Requests of each pair while there is no global: 30 s, longer than any of the programs' own deadlines for it.
 const OUTAGE: u32 = 6_000;
 /// Requests of each pair between two faults.
 const BETWEEN: u32 = 400;
+
+/// What a scenario needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Needs {
+    /// Nothing: a global of one node will do.
+    Any,
+    /// A global of several nodes.
+    Cluster,
+    /// The same, behind links.
+    Links,
+    /// The same, with the shim in every node.
+    Shim,
+}
 
 /// What can happen.
 #[derive(Clone, Copy, Debug)]
@@ -30,70 +62,141 @@ pub struct Scenario {
     pub name: &'static str,
     /// One line.
     pub about: &'static str,
-    /// It needs a global of several nodes.
-    pub cluster: bool,
+    /// What it needs.
+    pub needs: Needs,
     /// Rounds unless told otherwise.
     pub rounds: u32,
 }
 
+const fn scenario(name: &'static str, needs: Needs, rounds: u32, about: &'static str) -> Scenario {
+    Scenario {
+        name,
+        about,
+        needs,
+        rounds,
+    }
+}
+
 /// All of them.
-pub const SCENARIOS: [Scenario; 5] = [
-    Scenario {
-        name: "leader-kill",
-        about: "kill -9 of the leader under writes and traffic, again and again",
-        cluster: true,
-        rounds: 5,
-    },
-    Scenario {
-        name: "global-down",
-        about: "kill -9 of every global node, a zone lives on and takes in a new sidecar, the global returns",
-        cluster: false,
-        rounds: 1,
-    },
-    Scenario {
-        name: "zone-cp-restart",
-        about: "kill -9 of a zone's control plane with no global reachable, again and again",
-        cluster: false,
-        rounds: 5,
-    },
-    Scenario {
-        name: "rolling-restart",
-        about: "SIGTERM to every program in turn, each started again before the next",
-        cluster: false,
-        rounds: 1,
-    },
-    Scenario {
-        name: "partition",
-        about: "links between nodes, and between zones and nodes, are silent, one-way, slow or cut",
-        cluster: true,
-        rounds: 1,
-    },
+pub const SCENARIOS: [Scenario; 13] = [
+    scenario(
+        "leader-kill",
+        Needs::Cluster,
+        5,
+        "kill -9 of the leader under writes and traffic, again and again",
+    ),
+    scenario(
+        "global-down",
+        Needs::Any,
+        1,
+        "kill -9 of every global node, a zone lives on and takes in a new sidecar, the global returns",
+    ),
+    scenario(
+        "zone-cp-restart",
+        Needs::Any,
+        5,
+        "kill -9 of a zone's control plane with no global reachable, again and again",
+    ),
+    scenario(
+        "rolling-restart",
+        Needs::Any,
+        1,
+        "SIGTERM to every program in turn, each started again before the next",
+    ),
+    scenario(
+        "partition",
+        Needs::Links,
+        1,
+        "links between nodes, and between zones and nodes, are silent, one-way, slow or cut",
+    ),
+    scenario(
+        "partitions",
+        Needs::Links,
+        64,
+        "all 64 directed partitions of three nodes; rounds: how many of them",
+    ),
+    scenario(
+        "flapping",
+        Needs::Links,
+        1,
+        "links come and go: of a follower, of the leader, all of them",
+    ),
+    scenario(
+        "pause",
+        Needs::Links,
+        2,
+        "SIGSTOP and SIGCONT: the leader, a follower, all nodes, a zone's control plane",
+    ),
+    scenario("wiped", Needs::Links, 2, "a node comes back without its data folder"),
+    scenario(
+        "damaged",
+        Needs::Links,
+        10,
+        "a node comes back with a file cut short, changed or gone; rounds: how many damages",
+    ),
+    scenario(
+        "disks",
+        Needs::Shim,
+        1,
+        "disks are full, slow, or fail to sync: a follower's, the leader's, all",
+    ),
+    scenario("clocks", Needs::Shim, 1, "the time of day jumps at one node"),
+    scenario(
+        "soak",
+        Needs::Shim,
+        20,
+        "faults of chance, one after another or two at once; rounds: how many",
+    ),
 ];
+
+/// How a scenario is played.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How often, or how many.
+    pub rounds: u32,
+    /// Of chance: the same seed picks the same faults in the same order.
+    pub seed: u64,
+    /// Limits of time are so many times as long as they need be on a machine that does nothing else. Those of the demo are not.
+    pub slack: u32,
+    /// `soak` goes on for so long, whatever `rounds` says.
+    pub lasts: Option<Duration>,
+}
 
 /// Runs one scenario to its end. Returns whether every check passed.
 ///
 /// # Errors
 /// If it cannot begin, or its report cannot be written.
-pub async fn run(scenario: &Scenario, rounds: u32, options: &Options) -> anyhow::Result<bool> {
+pub async fn run(scenario: &Scenario, settings: &Settings, options: &Options) -> anyhow::Result<bool> {
+    let rounds = settings.rounds;
     anyhow::ensure!(
-        !scenario.cluster || options.nodes > 1,
+        scenario.needs == Needs::Any || options.nodes > 1,
         "{} needs a global of three nodes",
         scenario.name
     );
     let mut topology = Topology::with_globals(options.nodes);
     // Held until the end: they carry the connections between the programs.
-    let links = if scenario.name == "partition" {
-        Some(partition::links(&mut topology).await?)
-    } else {
-        None
+    let links = match scenario.needs {
+        Needs::Links | Needs::Shim => Some(Links::between(&mut topology).await?),
+        Needs::Any | Needs::Cluster => None,
     };
     let mut demo = Demo::prepare(scenario.name, topology, options)?;
-    demo.report.about("rounds", rounds);
+    if scenario.needs == Needs::Shim {
+        demo.places.shim = Some(Shim::build(&demo.places.data)?);
+    }
     let name = scenario.name;
+    demo.report.about("rounds", rounds);
+    demo.report.about("seed", settings.seed);
+    demo.report.about("slack", settings.slack);
+    demo.report.about("scenario", format!("{name}: {}", scenario.about));
+    demo.report.about(
+        "command",
+        format!("make chaos SCENARIO={name} ROUNDS={rounds} SEED={}", settings.seed),
+    );
     let done = conduct(demo, options, async |demo: &mut Demo| {
+        let watch = Watch::start(&demo.fleet);
         steps::bring_up::run(demo).await.context("bring-up")?;
         steps::identity::run(demo).await.context("identities")?;
-        demo.report.step(&format!("{}: {}", name, scenario.about));
+        demo.report.step(&format!("{name}: {}", scenario.about));
         open_the_way(demo).await?;
         match (name, &links) {
             ("leader-kill", _) => leader_kill(demo, rounds).await,
@@ -101,11 +204,47 @@ pub async fn run(scenario: &Scenario, rounds: u32, options: &Options) -> anyhow:
             ("zone-cp-restart", _) => zone_cp_restart(demo, rounds).await,
             ("rolling-restart", _) => rolling_restart(demo, rounds).await,
             ("partition", Some(links)) => partition::run(demo, links, rounds).await,
+            (_, Some(links)) => staged(demo, links, name, settings).await,
             _ => anyhow::bail!("there is no scenario {name}"),
+        }?;
+        if demo.topology.is_cluster() {
+            stage::equal_replicas(demo).await?;
         }
+        stage::within_caps(demo, &watch);
+        Ok(())
     })
     .await;
     drop(links);
+    done
+}
+
+/// Scenarios on a [`Stage`].
+async fn staged(demo: &mut Demo, links: &Links, name: &str, settings: &Settings) -> anyhow::Result<()> {
+    let rounds = settings.rounds;
+    demo.allowed.extend(leader::ALLOWED);
+    demo.allowed.extend(outage::GONE);
+    let background = Background::start(demo, Some(name))?;
+    let mut stage = Stage {
+        demo,
+        links,
+        background: &background,
+        rng: StdRng::seed_from_u64(settings.seed),
+        slack: settings.slack,
+    };
+    let many = usize::try_from(rounds)?;
+    let done = match name {
+        "partitions" => all_partitions::run(&mut stage, many).await,
+        "flapping" => flapping::run(&mut stage, rounds).await,
+        "pause" => pauses::run(&mut stage, rounds).await,
+        "wiped" => wiped::run(&mut stage, rounds).await,
+        "damaged" => damaged::run(&mut stage, &damage::ALL[..many.min(damage::ALL.len())]).await,
+        "disks" => disks::run(&mut stage, rounds).await,
+        "clocks" => clocks::run(&mut stage, rounds).await,
+        "soak" => soak::run(&mut stage, rounds, settings.lasts).await,
+        _ => Err(anyhow::anyhow!("there is no scenario {name}")),
+    };
+    links.heal();
+    background.finish(demo, name).await;
     done
 }
 

@@ -19,13 +19,13 @@ use crate::envoy_admin::{Endpoints, lost};
 use crate::harness::logs::Allowed;
 use crate::harness::metrics::Metrics;
 use crate::harness::stages::Stages;
-use crate::harness::{POLL, Poll, wait_until};
+use crate::harness::{POLL, Poll, wait_through};
 use crate::report::milliseconds;
 use crate::traffic::registers;
 
-/// A new sidecar must have configuration and certificate within this.
+/// A new sidecar must have configuration and certificate within this. Source: issue text.
 pub const JOIN_LIMIT: Duration = Duration::from_secs(2);
-/// After the first accepted write every zone must have it within this.
+/// After the first accepted write every zone must have it within this. Source: issue text.
 const RETURN_LIMIT: Duration = Duration::from_secs(2);
 /// Between two looks at the endpoints of every Envoy of a zone.
 const LOOK: Duration = Duration::from_millis(25);
@@ -101,7 +101,7 @@ pub async fn restart_zone(demo: &mut Demo, name: &str, how: How) -> anyhow::Resu
     let diagnostics = demo.diagnostics(zone.ip).with_mode(Mode::NewConnection);
     // Every look at the zone is also a look at the endpoints, and two more after it says that all are back.
     let mut calm = 0;
-    wait_until(&format!("{process} serves its proxies again"), START, LOOK, async || {
+    wait_through(&format!("{process} serves its proxies again"), START, LOOK, async || {
         looks += 1;
         let now = endpoints(demo, &proxies).await?;
         losses.extend(losses_between(&proxies, &before, &now));
@@ -158,7 +158,7 @@ pub async fn join_sidecar(demo: &mut Demo, name: &str, limit: Option<Duration>) 
     );
     demo.fleet.wait_ready(name, START).await?;
     let (envoy, id) = (demo.envoy(&proxy), proxy.spiffe_id());
-    wait_until(&format!("{name} has its certificate {id}"), SOON, POLL, async || {
+    wait_through(&format!("{name} has its certificate {id}"), SOON, POLL, async || {
         let (uris, listeners) = (envoy.certificate_uris().await?, envoy.listeners().await?);
         let inbound = listeners.iter().any(|l| l.port == u64::from(port::INBOUND));
         Ok(Poll::when(uris.contains(&id) && inbound, (), || format!("{uris:?}, {listeners:?}")))
@@ -190,7 +190,7 @@ pub async fn wait_called(demo: &mut Demo, proxy: &Proxy) -> anyhow::Result<()> {
         .cloned()
         .collect();
     let address = proxy.at(port::INBOUND).to_string();
-    wait_until(
+    wait_through(
         &format!("{} is among the endpoints of its callers", proxy.name),
         SOON,
         POLL,
@@ -219,7 +219,7 @@ pub async fn globals_return(demo: &mut Demo) -> anyhow::Result<()> {
     let nodes: Vec<Api> = demo.nodes()?;
     let (path, write) = registers::probe("first-write");
     let mut turn = 0;
-    let (answer, _) = wait_until("the first accepted write", START, POLL, async || {
+    let (answer, _) = wait_through("the first accepted write", START, POLL, async || {
         turn += 1;
         let node = nodes[turn % nodes.len()].fork().with_deadline(Duration::from_secs(1));
         Ok(match node.put(&path, &write).await.map(Answer::success) {
@@ -260,7 +260,7 @@ pub async fn globals_return(demo: &mut Demo) -> anyhow::Result<()> {
 
 /// Waits until every node tells of every zone that it has this revision.
 async fn reported_everywhere(demo: &Demo, nodes: &[Api], revision: u64) -> anyhow::Result<()> {
-    wait_until("every zone reports the newest revision at every node", START, POLL, async || {
+    wait_through("every zone reports the newest revision at every node", START, POLL, async || {
         for (node, global) in nodes.iter().zip(&demo.topology.globals) {
             let reported = match cluster::zone_revisions(node).await {
                 Ok(reported) => reported,

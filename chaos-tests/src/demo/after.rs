@@ -13,10 +13,11 @@ use crate::demo::{Demo, SOON};
 use crate::harness::fleet::Ending;
 use crate::harness::logs::{self, Allowed, Finding, Findings};
 use crate::harness::metrics::Metrics;
-use crate::harness::{POLL, Poll, wait_until};
+use crate::harness::{POLL, Poll, wait_through};
+use crate::oracles;
 
 /// Longest orderly end of a process here: a sidecar's drain and the end of its Envoy.
-const GRACE: Duration = Duration::from_secs(20);
+const GRACE: Duration = Duration::from_secs(60);
 
 /// WARN and ERROR lines that this scenario brings about itself.
 const ALLOWED: [Allowed; 2] = [
@@ -59,7 +60,8 @@ pub async fn judge(demo: &mut Demo, complete: bool) -> Judged {
     let lengths = demo.fleet.log_lengths();
     if complete {
         let found = scan(demo, &lengths);
-        demo.report.check(
+        demo.report.verdict(
+            oracles::LOGS,
             "no unexpected WARN or ERROR in any log",
             found.warnings.is_empty(),
             first_of(&found.warnings),
@@ -73,8 +75,12 @@ pub async fn end(demo: &mut Demo, judged: Judged, touched: bool) {
     demo.report.step("The end");
     stop(demo, judged.complete && !touched).await;
     let found = scan(demo, &judged.lengths);
-    demo.report
-        .check("no process panicked or crashed", found.crashes.is_empty(), first_of(&found.crashes));
+    demo.report.verdict(
+        oracles::CRASHES,
+        "no process panicked or crashed",
+        found.crashes.is_empty(),
+        first_of(&found.crashes),
+    );
     let left = demo.fleet.alive();
     demo.report.check("nothing is left running", left.is_empty(), format!("{left:?}"));
 }
@@ -98,7 +104,8 @@ fn first_of(findings: &[Finding]) -> String {
 
 fn still_the_same_processes(demo: &mut Demo) {
     let ended = demo.fleet.unasked_exits();
-    demo.report.check(
+    demo.report.verdict(
+        oracles::CRASHES,
         "no process ended or was restarted",
         ended.is_empty(),
         format!("{} processes{}", demo.fleet.names().len(), list(&ended)),
@@ -175,7 +182,7 @@ async fn counters(demo: &mut Demo, process: &str, show: bool) {
 async fn insights(demo: &mut Demo) {
     let proxies: Vec<Proxy> = demo.topology.proxies().cloned().collect();
     // Counts reach the API a moment after they changed.
-    let waited = wait_until("every proxy has acknowledged configuration", SOON, POLL, async || {
+    let waited = wait_through("every proxy has acknowledged configuration", SOON, POLL, async || {
         let mut seen = Vec::new();
         for zone in &demo.topology.zones {
             let insights = demo.zone(zone)?.get_json("/meshes/default/dataplane-insights").await?;
@@ -201,7 +208,7 @@ async fn insights(demo: &mut Demo) {
 
     let waited = async {
         let global = demo.global()?;
-        wait_until("the global control plane knows every proxy", SOON, POLL, async || {
+        wait_through("the global control plane knows every proxy", SOON, POLL, async || {
             let insights = global.get_json("/meshes/default/dataplane-insights").await?;
             Ok(Poll::when(insights["total"].as_u64() == Some(proxies.len() as u64), (), || {
                 format!("total {}", insights["total"])

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use serde_json::{Value, json};
 
 use super::topology::{Global, MESH, Proxy, Topology, Zone, port};
+use crate::faults::shim::Shim;
 use crate::harness::Spec;
 
 /// Where programs, Envoy, resources and the run's data are.
@@ -21,6 +22,8 @@ pub struct Places {
     pub resources: PathBuf,
     /// The run's folder: data, tokens, logs.
     pub data: PathBuf,
+    /// Brings faults of disk and clock into the nodes of the global.
+    pub shim: Option<Shim>,
 }
 
 /// Begins the name of every node of the global control plane.
@@ -140,7 +143,13 @@ impl Places {
                 "cert_file": pki.join("node.crt"), "key_file": pki.join("node.key"), "ca_file": pki.join("ca.crt"),
             });
         }
-        self.control_plane("global-cp", &global.name(), &config, (global.ip, port::DIAGNOSTICS).into())
+        let mut spec = self.control_plane("global-cp", &global.name(), &config, (global.ip, port::DIAGNOSTICS).into())?;
+        if let Some(shim) = &self.shim {
+            for (name, value) in shim.environment(&global.name())? {
+                spec = spec.env(name, value);
+            }
+        }
+        Ok(spec)
     }
 
     /// The control plane of a zone.
@@ -274,6 +283,7 @@ mod tests {
             envoy: "envoy".into(),
             resources,
             data: data.to_owned(),
+            shim: None,
         }
     }
 

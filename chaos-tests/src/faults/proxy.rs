@@ -291,7 +291,7 @@ mod tests {
     use crate::echo::{Config, Workload};
     use crate::harness::{POLL, Poll, wait_until};
 
-    const LONG: Duration = Duration::from_secs(10);
+    const LONG: Duration = Duration::from_secs(30);
     /// Long enough that an answer would be there by far if it came.
     const SHORT: Duration = Duration::from_millis(150);
 
@@ -399,7 +399,7 @@ mod tests {
     #[tokio::test]
     async fn a_delay_adds_to_each_way_keeps_the_order_and_the_throughput() {
         let (mut client, mut server, link) = raw().await;
-        let each = Duration::from_millis(40);
+        let each = Duration::from_millis(200);
         link.set(Weather::slow(each));
         let start = Instant::now();
         client.write_all(b"1").await.unwrap();
@@ -412,8 +412,8 @@ mod tests {
         let (wrote, read) = tokio::join!(client.write_all(&sent), got(&mut server, sent.len()));
         wrote.unwrap();
         assert_eq!(read.unwrap(), sent);
-        // One piece after another would take 30 delays.
-        assert!(start.elapsed() < each * 15, "{:?}", start.elapsed());
+        // One piece after another would take 30 delays, 6 s.
+        assert!(start.elapsed() < each * 20, "{:?}", start.elapsed());
     }
 
     #[tokio::test]

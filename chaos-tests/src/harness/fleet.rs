@@ -19,7 +19,7 @@ use super::wait::{POLL, Poll, wait_until};
 use crate::client::{Api, Mode, Target};
 
 /// One look at `/ready`; a process that does not answer in this time is not ready.
-const READY_LOOK: Duration = Duration::from_millis(500);
+const READY_LOOK: Duration = Duration::from_secs(2);
 
 /// How a process took its SIGTERM.
 #[derive(Clone, Debug)]
@@ -174,6 +174,23 @@ impl Fleet {
     pub fn signal(&self, name: &str, signal: Signal) -> anyhow::Result<()> {
         self.0.members.lock().get(name)?.signal(signal);
         Ok(())
+    }
+
+    /// From now on the end of this process is no fault, until it is started again.
+    ///
+    /// # Errors
+    /// If there is no such process.
+    pub fn may_end(&self, name: &str) -> anyhow::Result<()> {
+        self.0.members.lock().get(name)?.may_end();
+        Ok(())
+    }
+
+    /// How a process ended; none while it runs.
+    ///
+    /// # Errors
+    /// If there is no such process.
+    pub fn ended(&self, name: &str) -> anyhow::Result<Option<String>> {
+        Ok(self.0.members.lock().get(name)?.exit().map(describe))
     }
 
     /// Waits until a process has ended, however.
@@ -354,7 +371,7 @@ mod tests {
     }
 
     async fn settled(what: &str, mut holds: impl FnMut() -> bool) {
-        wait_until(what, Duration::from_secs(10), POLL, async || {
+        wait_until(what, Duration::from_secs(60), POLL, async || {
             Ok(Poll::when(holds(), (), || "not yet".into()))
         })
         .await
@@ -402,7 +419,7 @@ mod tests {
         })
         .await;
         let ends = fleet
-            .terminate_together(&["good".into(), "deaf".into()], Duration::from_millis(300))
+            .terminate_together(&["good".into(), "deaf".into()], Duration::from_secs(3))
             .await;
         assert!(ends[0].clean && !ends[1].clean, "{ends:?}");
         assert!(fleet.unasked_exits().is_empty());

@@ -14,4 +14,4 @@ pub mod wait;
 
 pub use fleet::Fleet;
 pub use process::{Process, Spec};
-pub use wait::{POLL, Poll, wait_until};
+pub use wait::{POLL, Poll, wait_through, wait_until};

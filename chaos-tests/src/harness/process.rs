@@ -146,6 +146,11 @@ impl Process {
         if self.asked_to_end { None } else { self.exit() }
     }
 
+    /// Its end is no fault from now on.
+    pub fn may_end(&mut self) {
+        self.asked_to_end = true;
+    }
+
     /// Sends a signal to the process (not to its children). SIGTERM, SIGINT and SIGKILL make its end an asked one.
     pub fn signal(&mut self, signal: Signal) {
         if matches!(signal, Signal::SIGTERM | Signal::SIGINT | Signal::SIGKILL) {

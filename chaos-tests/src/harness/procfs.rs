@@ -60,6 +60,14 @@ pub fn identity(pid: i32) -> Option<Identity> {
     stat(pid).filter(|s| !s.zombie).map(|s| s.id)
 }
 
+/// Resident memory in bytes; none if the process is gone.
+#[must_use]
+pub fn resident(pid: i32) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
 /// All living descendants of `pid` with their command names (at most 15 bytes, as the kernel keeps them).
 #[must_use]
 pub fn descendants(pid: i32) -> Vec<(Identity, String)> {

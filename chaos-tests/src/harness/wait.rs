@@ -78,6 +78,18 @@ where
     }
 }
 
+/// As [`wait_until`] while faults are under way: whoever is asked may fail for a moment, so an error of `look` is one more "not yet".
+///
+/// # Errors
+/// [`TimedOut`] at the deadline, with the last error.
+pub async fn wait_through<T, F>(what: &str, deadline: Duration, poll: Duration, mut look: F) -> anyhow::Result<(T, Duration)>
+where
+    F: AsyncFnMut() -> anyhow::Result<Poll<T>>,
+{
+    let look = async || Ok(look().await.unwrap_or_else(|error| Poll::NotYet(format!("{error:#}"))));
+    wait_until(what, deadline, poll, look).await
+}
+
 /// The schedule of an open loop: slot `n` is due at `start + n / rate`, whatever happened to the slots before.
 ///
 /// A loop that fell behind gets its missed slots at once, one after another, so that the offered load stays what was asked for.
@@ -162,6 +174,21 @@ mod tests {
             .unwrap_err();
         assert_eq!(start.elapsed(), Duration::ZERO);
         assert_eq!(error.root_cause().to_string(), "it died");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_error_is_only_a_look_while_faults_are_under_way() {
+        let mut looks = 0;
+        let look = async || {
+            looks += 1;
+            anyhow::ensure!(looks > 2, "it is away");
+            Ok(Poll::Ready(looks))
+        };
+        assert_eq!(wait_through("it", Duration::from_secs(1), POLL, look).await.unwrap().0, 3);
+        let error = wait_through::<(), _>("it", Duration::from_secs(1), POLL, async || anyhow::bail!("it is away"))
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("last seen: it is away"), "{error}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -117,26 +117,6 @@ impl History {
         newest
     }
 
-    /// The first acknowledgement of an attempt that was sent at `from` or later.
-    #[must_use]
-    pub fn first_accepted(&self, from: Instant) -> Option<Instant> {
-        self.writes.iter().filter(|w| w.last_began >= from).filter_map(|w| w.acked).min()
-    }
-
-    /// The longest time within `from..until` without any acknowledgement, its ends counting as if there were one.
-    #[must_use]
-    pub fn longest_pause(&self, from: Instant, until: Instant) -> std::time::Duration {
-        let mut acks: Vec<Instant> = self
-            .writes
-            .iter()
-            .filter_map(|w| w.acked)
-            .filter(|at| (from..until).contains(at))
-            .collect();
-        acks.extend([from, until]);
-        acks.sort_unstable();
-        acks.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
-    }
-
     /// Judges all reads. Empty if the history is linearizable.
     ///
     /// # Panics
@@ -351,15 +331,5 @@ mod tests {
     #[should_panic(expected = "was begun before")]
     fn a_writer_that_does_not_wait_is_a_fault_of_the_test() {
         let _judged = Made::new().write(1, 0, None).write(2, 5, Some(6)).1.violations();
-    }
-
-    #[test]
-    fn pauses_and_the_first_acceptance_are_measured() {
-        let made = three();
-        let ms = Duration::from_millis;
-        assert_eq!(made.1.first_accepted(made.at(5)), Some(made.at(30)));
-        assert_eq!(made.1.first_accepted(made.at(21)), None);
-        assert_eq!(made.1.longest_pause(made.at(0), made.at(35)), ms(20));
-        assert_eq!(made.1.longest_pause(made.at(0), made.at(100)), ms(70));
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! In: steps, checks, histograms, in the order in which they happen. Out: lines on standard output; `report.json`.
 //! Invariant: a check that failed stays failed; a scenario without a failed check passed, and one without any check did not.
+pub mod page;
 mod table;
 
 use std::fs;
@@ -38,6 +39,20 @@ pub struct Check {
     pub verdict: Verdict,
     /// What was seen.
     pub detail: String,
+    /// The judge that says so, one of [`crate::oracles::NAMES`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oracle: Option<&'static str>,
+}
+
+/// A fault that was brought about.
+#[derive(Clone, Debug, Serialize)]
+pub struct Injection {
+    /// When, in milliseconds from the start.
+    pub at_ms: f64,
+    /// Its name.
+    pub fault: &'static str,
+    /// Whom it hit, and how.
+    pub what: String,
 }
 
 /// Something that was done, and how long it took.
@@ -60,6 +75,8 @@ pub struct Step {
     pub actions: Vec<Action>,
     /// What was checked in it.
     pub checks: Vec<Check>,
+    /// What was done to the system in it.
+    pub injected: Vec<Injection>,
     /// Remarks for people.
     pub notes: Vec<String>,
 }
@@ -138,6 +155,7 @@ impl Report {
             took_ms: 0.0,
             actions: Vec::new(),
             checks: Vec::new(),
+            injected: Vec::new(),
             notes: Vec::new(),
         });
     }
@@ -154,16 +172,34 @@ impl Report {
 
     /// Something must hold. Returns whether it does.
     pub fn check(&mut self, name: &str, holds: bool, detail: impl Into<String>) -> bool {
-        self.add_check(name, if holds { Verdict::Passed } else { Verdict::Failed }, detail.into());
+        self.add_check(None, name, if holds { Verdict::Passed } else { Verdict::Failed }, detail.into());
         holds
+    }
+
+    /// As [`Report::check`]; the page of a run lists it under this judge.
+    pub fn verdict(&mut self, oracle: &'static str, name: &str, holds: bool, detail: impl Into<String>) -> bool {
+        let verdict = if holds { Verdict::Passed } else { Verdict::Failed };
+        self.add_check(Some(oracle), name, verdict, detail.into());
+        holds
+    }
+
+    /// A fault begins.
+    pub fn injected(&mut self, fault: &'static str, what: &str) {
+        self.say(&format!("   {fault:>10}  {what}"));
+        let at_ms = in_ms(self.began.elapsed());
+        self.current().injected.push(Injection {
+            at_ms,
+            fault,
+            what: what.into(),
+        });
     }
 
     /// A fact without a bound.
     pub fn fact(&mut self, name: &str, detail: impl Into<String>) {
-        self.add_check(name, Verdict::Reported, detail.into());
+        self.add_check(None, name, Verdict::Reported, detail.into());
     }
 
-    fn add_check(&mut self, name: &str, verdict: Verdict, detail: String) {
+    fn add_check(&mut self, oracle: Option<&'static str>, name: &str, verdict: Verdict, detail: String) {
         let mark = match verdict {
             Verdict::Passed => "ok",
             Verdict::Failed => "FAILED",
@@ -175,6 +211,7 @@ impl Report {
             name: name.into(),
             verdict,
             detail,
+            oracle,
         });
     }
 

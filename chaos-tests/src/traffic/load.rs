@@ -252,7 +252,7 @@ mod tests {
         let address = workload.address();
         let load = Load::start(plan(Target::Tcp(address), 200, Mode::KeptAlive));
         let busy = async || Ok(Poll::when(workload.connections() > 0, (), || "no connection yet".into()));
-        wait_until("the load has begun", Duration::from_secs(5), POLL, busy).await.unwrap();
+        wait_until("the load has begun", Duration::from_secs(30), POLL, busy).await.unwrap();
         drop(workload);
         let dead = Load::exactly(plan(Target::Tcp(address), 200, Mode::KeptAlive), 20).await;
         assert_eq!((dead.ok, dead.failed), (0, 20));

@@ -6,6 +6,7 @@
 //! Source: issue text, "open-loop traffic generator". Not here: the HTTP connection ([`crate::client`]).
 pub mod load;
 pub mod pairs;
+pub mod probe;
 pub mod registers;
 pub mod stats;
 pub mod switch;

@@ -21,7 +21,7 @@ use crate::oracles::registers::{History, Read, Write};
 /// One attempt. A node that has no leader answers within it or not at all; then the next one is asked.
 const ATTEMPT: Duration = Duration::from_secs(1);
 /// After the end of the writing, so long a write in progress may still take.
-const SETTLE: Duration = Duration::from_secs(20);
+const SETTLE: Duration = Duration::from_secs(60);
 /// Refusals that are kept with their text.
 const KEEP_REFUSALS: usize = 20;
 
@@ -295,7 +295,7 @@ pub(crate) fn path(key: &str) -> String {
 const VALUE: &str = "spiffe://register/";
 
 /// A permission for a workload that does not exist; the value is part of whom it permits.
-fn resource(key: &str, value: u64) -> Value {
+pub(super) fn resource(key: &str, value: u64) -> Value {
     json!({
         "type": "MeshTrafficPermission", "mesh": "default", "name": key,
         "spec": {
@@ -402,7 +402,7 @@ mod tests {
             let done = registers.so_far(|h| (h.acknowledged(), h.reads.len()));
             Ok(Poll::when(done.0 > 150 && done.1 > 150, (), || format!("{done:?}")))
         };
-        wait_until("enough operations", Duration::from_secs(20), POLL, enough)
+        wait_until("enough operations", Duration::from_secs(60), POLL, enough)
             .await
             .unwrap();
         registers.stop().await

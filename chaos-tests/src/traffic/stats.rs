@@ -43,6 +43,12 @@ impl Times {
         Duration::from_micros(if self.0.is_empty() { 0 } else { self.0.value_at_quantile(q) })
     }
 
+    /// The mean; zero if none was counted.
+    #[must_use]
+    pub fn mean(&self) -> Duration {
+        Duration::from_secs_f64((self.0.mean() / 1e6).max(0.0))
+    }
+
     /// The longest.
     #[must_use]
     pub fn max(&self) -> Duration {
@@ -63,6 +69,7 @@ mod tests {
         }
         let near = |got: Duration, ms: u64| got.abs_diff(Duration::from_millis(ms)) < Duration::from_millis(2);
         assert!(near(times.quantile(0.5), 500) && near(times.quantile(0.99), 990) && near(times.max(), 1000));
+        assert!(near(times.mean(), 500));
         times.record(Duration::from_secs(100_000));
         assert_eq!(times.count(), 1001);
         let mut sum = Times::default();

@@ -160,7 +160,7 @@ mod tests {
         let (count, start) = (AtomicUsize::new(0), Instant::now());
         let mut probe = Probe::new(Mode::KeptAlive);
         let seen = probe
-            .watch(&shot, start, Duration::from_secs(5), |_| turns_at_ten(&count))
+            .watch(&shot, start, Duration::from_secs(30), |_| turns_at_ten(&count))
             .await
             .unwrap();
         assert!(seen.first_new >= PERIOD * 9 && seen.first_new <= start.elapsed(), "{seen:?}");
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!((probe.connections(), workload.connections()), (1, 1));
         // The next change on the same connection.
         probe
-            .watch(&shot, Instant::now(), Duration::from_secs(5), |_| Side::New)
+            .watch(&shot, Instant::now(), Duration::from_secs(30), |_| Side::New)
             .await
             .unwrap();
         assert_eq!(workload.connections(), 1);
@@ -180,7 +180,7 @@ mod tests {
         let shot = Shot::get(Target::Tcp(workload.address()));
         let mut probe = Probe::new(Mode::NewConnection);
         let seen = probe
-            .watch(&shot, Instant::now(), Duration::from_secs(5), |_| Side::New)
+            .watch(&shot, Instant::now(), Duration::from_secs(30), |_| Side::New)
             .await
             .unwrap();
         assert_eq!(workload.connections(), seen.requests.len());

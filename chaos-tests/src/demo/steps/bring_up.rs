@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::client::Api;
 use crate::demo::topology::{MESH, Proxy};
 use crate::demo::{Demo, SOON, START};
-use crate::harness::{POLL, Poll, wait_until};
+use crate::harness::{POLL, Poll, wait_through};
 
 /// How long the demo's tokens are valid.
 const TOKEN_VALIDITY: &str = "24h";
@@ -85,7 +85,7 @@ async fn zones(demo: &mut Demo) -> anyhow::Result<()> {
     try_join_all(names.iter().map(|name| demo.fleet.wait_ready(name, START))).await?;
     demo.report.did("both zone control planes are ready", start.elapsed());
 
-    let (seen, _) = wait_until("both zones are online at GET /zones/_overview", SOON, POLL, async || {
+    let (seen, _) = wait_through("both zones are online at GET /zones/_overview", SOON, POLL, async || {
         let overview = global.get_json("/zones/_overview").await?;
         let online = online_zones(&overview);
         Ok(Poll::when(
@@ -154,7 +154,7 @@ async fn save_dataplane_token(demo: &Demo, api: &Api, proxy: &Proxy) -> anyhow::
         body["tags"] = json!({"kuma.io/listener-zoneingress": ["enabled"]});
     }
     let what = format!("a token for {} from zone {}", proxy.name, proxy.zone);
-    wait_until(&what, SOON, POLL, async || {
+    wait_through(&what, SOON, POLL, async || {
         let got = save_token(api, "/tokens/dataplane", &body, &demo.places.token_file(&proxy.name)).await;
         Ok(got.map_or_else(|error| Poll::NotYet(format!("{error:#}")), Poll::Ready))
     })

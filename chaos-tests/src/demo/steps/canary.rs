@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::client::{Answer, Api, Mode};
 use crate::demo::{Demo, SOON, answered, said};
-use crate::harness::{POLL, Poll, wait_until};
+use crate::harness::{POLL, Poll, wait_through};
 use crate::traffic::Shot;
 use crate::traffic::load::{Load, Outcome, Plan};
 
@@ -76,7 +76,7 @@ async fn switch(demo: &mut Demo, file: &str, shot: &Shot, zone: &str, in_a_row: 
     let start = Instant::now();
     demo.apply(file).await?;
     let (api, mut row) = (Api::new(shot.target.clone()), 0);
-    wait_until(&format!("{file} takes effect"), SOON, POLL, async || {
+    wait_through(&format!("{file} takes effect"), SOON, POLL, async || {
         while row < in_a_row {
             let answer: Answer = api.get("/").await?;
             match said(&answer) {

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use crate::client::{Answer, Api, Mode};
 use crate::demo::topology::port;
 use crate::demo::{Demo, SOON, answered, describe, said};
-use crate::harness::{POLL, Poll, wait_until};
+use crate::harness::{POLL, Poll, wait_through};
 use crate::traffic::load::{Judge, Load, Plan};
 
 /// Calls that must all be denied, or all be answered.
@@ -32,7 +32,7 @@ async fn certificates(demo: &mut Demo) -> anyhow::Result<()> {
     demo.apply("mesh-identity.yaml").await?;
     for sidecar in demo.topology.sidecars().cloned().collect::<Vec<_>>() {
         let (envoy, id) = (demo.envoy(&sidecar), sidecar.spiffe_id());
-        wait_until(&format!("{} has the certificate {id}", sidecar.name), SOON, POLL, async || {
+        wait_through(&format!("{} has the certificate {id}", sidecar.name), SOON, POLL, async || {
             let uris = envoy.certificate_uris().await?;
             Ok(Poll::when(uris.contains(&id), (), || format!("{uris:?}")))
         })
@@ -44,7 +44,7 @@ async fn certificates(demo: &mut Demo) -> anyhow::Result<()> {
     let zones = demo.topology.zones.clone();
     for zone in &zones {
         let api = demo.zone(zone)?;
-        wait_until(&format!("zone {} knows the CAs of all zones", zone.name), SOON, POLL, async || {
+        wait_through(&format!("zone {} knows the CAs of all zones", zone.name), SOON, POLL, async || {
             let trusts = api.get_json("/meshes/default/meshtrusts").await?;
             Ok(Poll::when(trusts["total"].as_u64() == Some(zones.len() as u64), (), || {
                 trusts.to_string()
@@ -64,7 +64,7 @@ fn is_denied(answer: &Answer) -> bool {
 async fn denied(demo: &mut Demo) -> anyhow::Result<()> {
     let start = Instant::now();
     let api = Api::new(demo.call().target);
-    wait_until("the call reaches the backend in west and is denied there", SOON, POLL, async || {
+    wait_through("the call reaches the backend in west and is denied there", SOON, POLL, async || {
         Ok(match api.get("/").await {
             Ok(answer) => Poll::when(is_denied(&answer), (), || describe(&answer)),
             Err(error) => Poll::NotYet(error.to_string()),
@@ -109,7 +109,7 @@ async fn allowed(demo: &mut Demo) -> anyhow::Result<()> {
     let start = Instant::now();
     demo.apply("allow-frontend.yaml").await?;
     let api = Api::new(demo.call().target);
-    let (said, _) = wait_until("the call is answered", SOON, POLL, async || {
+    let (said, _) = wait_through("the call is answered", SOON, POLL, async || {
         let answer = api.get("/hello").await?;
         Ok(said(&answer).map_or_else(Poll::NotYet, Poll::Ready))
     })

@@ -23,7 +23,7 @@ use crate::traffic::switch::{Probe, Seen, Side};
 /// The check fails above this at p99 of the first answer under the new rule.
 const LIMIT: Duration = Duration::from_millis(500);
 /// A change whose effect is not seen by then is lost, not slow.
-const DEADLINE: Duration = Duration::from_secs(10);
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Where the backend's answer can come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

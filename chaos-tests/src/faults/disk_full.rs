@@ -1,0 +1,20 @@
+//! Fault `disk full`: every write to a file fails with ENOSPC; reading goes on.
+use nix::errno::Errno;
+
+use super::shim::{Effect, Shim};
+
+/// From now on.
+///
+/// # Errors
+/// If the process runs without the shim.
+pub fn begin(shim: &Shim, process: &str) -> anyhow::Result<()> {
+    shim.set(process, Effect::WriteError, Errno::ENOSPC as i64)
+}
+
+/// There is room again.
+///
+/// # Errors
+/// As [`begin`].
+pub fn end(shim: &Shim, process: &str) -> anyhow::Result<()> {
+    shim.set(process, Effect::WriteError, 0)
+}

@@ -1,0 +1,138 @@
+//! Faults inside a process that its kernel would bring about: of its disk and of its clock.
+//!
+//! In: a C compiler, the name of a process. Out: a library to preload, and a [`Control`] of what it does in that process.
+//! Invariant: without a fault the library passes every call on as it is. The code is `shim/shim.c`, which says what is touched.
+//! Not here: loss of what was never synced; the simulation of the store does that.
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::Context as _;
+
+const SOURCE: &str = include_str!("shim/shim.c");
+/// Numbers in a control file.
+const NUMBERS: usize = 4;
+
+/// What can be set; the order is that of `enum` in the C code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Writes fail with this error number.
+    WriteError,
+    /// Syncs fail with this error number.
+    SyncError,
+    /// Syncs take so many microseconds longer.
+    SyncDelay,
+    /// The time of day is off by so many milliseconds.
+    ClockOffset,
+}
+
+/// The built library.
+#[derive(Clone, Debug)]
+pub struct Shim {
+    dir: PathBuf,
+    library: PathBuf,
+}
+
+impl Shim {
+    /// Builds it in a folder of its own below `dir`.
+    ///
+    /// # Errors
+    /// If there is no C compiler, or the folder cannot be written.
+    pub fn build(dir: &Path) -> anyhow::Result<Self> {
+        let dir = dir.join("shim");
+        fs::create_dir_all(&dir)?;
+        let (source, library) = (dir.join("shim.c"), dir.join("shim.so"));
+        fs::write(&source, SOURCE)?;
+        let built = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O2", "-o"])
+            .args([&library, &source])
+            .output()
+            .context("there is no C compiler `cc`: install build-essential")?;
+        anyhow::ensure!(built.status.success(), "cc failed: {}", String::from_utf8_lossy(&built.stderr));
+        Ok(Self { dir, library })
+    }
+
+    /// The environment of a process that shall have faults.
+    ///
+    /// # Errors
+    /// If its control file cannot be made.
+    pub fn environment(&self, process: &str) -> anyhow::Result<[(&'static str, String); 2]> {
+        let file = self.file(process);
+        if !file.exists() {
+            fs::write(&file, [0; NUMBERS * 8]).with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        Ok([
+            ("LD_PRELOAD", self.library.display().to_string()),
+            ("CHAOS_SHIM", file.display().to_string()),
+        ])
+    }
+
+    /// Has this happen in the process from now on, also after its next start. 0 ends it.
+    ///
+    /// # Errors
+    /// If the process was not started with [`Shim::environment`].
+    pub fn set(&self, process: &str, effect: Effect, value: i64) -> anyhow::Result<()> {
+        let file = self.file(process);
+        let open = fs::OpenOptions::new().write(true).open(&file);
+        let open = open.with_context(|| format!("{process} has no {}", file.display()))?;
+        Ok(open.write_all_at(&value.to_le_bytes(), effect as u64 * 8)?)
+    }
+
+    fn file(&self, process: &str) -> PathBuf {
+        self.dir.join(format!("{process}.control"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+
+    use super::*;
+
+    /// A shell in which the library works.
+    fn run(shim: &Shim, script: &str) -> (bool, String) {
+        let done = Command::new("/bin/sh")
+            .args(["-c", script])
+            .envs(shim.environment("p").unwrap())
+            .output()
+            .unwrap();
+        let text = [done.stdout, done.stderr].concat();
+        (done.status.success(), String::from_utf8_lossy(&text).into_owned())
+    }
+
+    #[test]
+    fn every_effect_is_seen_and_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let shim = Shim::build(dir.path()).unwrap();
+        let file = dir.path().join("file");
+        let write = format!("exec 7>{}; cp /etc/hostname /dev/fd/7 && sync {}", file.display(), file.display());
+        let year = || run(&shim, "date +%Y").1.trim().parse::<i64>().unwrap();
+        let now = year();
+        assert!(run(&shim, &write).0);
+
+        shim.set("p", Effect::WriteError, Errno::ENOSPC as i64).unwrap();
+        let (done, said) = run(&shim, &write);
+        assert!(!done && said.contains("No space left"), "{said}");
+        shim.set("p", Effect::WriteError, 0).unwrap();
+
+        shim.set("p", Effect::SyncError, Errno::EIO as i64).unwrap();
+        let (done, said) = run(&shim, &write);
+        assert!(!done && said.contains("error"), "{said}");
+        shim.set("p", Effect::SyncError, 0).unwrap();
+
+        shim.set("p", Effect::SyncDelay, 300_000).unwrap();
+        let start = tokio::time::Instant::now();
+        assert!(run(&shim, &write).0);
+        assert!(start.elapsed().as_millis() >= 300);
+        shim.set("p", Effect::SyncDelay, 0).unwrap();
+
+        shim.set("p", Effect::ClockOffset, 800 * 86_400_000).unwrap();
+        assert!(year() >= now + 2);
+        shim.set("p", Effect::ClockOffset, -800 * 86_400_000).unwrap();
+        assert!(year() <= now - 2);
+        shim.set("p", Effect::ClockOffset, 0).unwrap();
+        assert!((now..=now + 1).contains(&year()) && run(&shim, &write).0);
+        assert!(shim.set("other", Effect::WriteError, 1).is_err());
+    }
+}

@@ -1,0 +1,91 @@
+/* Faults of the disk and of the clock, inside one process: preloaded, steered through a file that is mapped into memory.
+ *
+ * In:  CHAOS_SHIM names a file of 64-bit numbers; see `enum`. All zero: nothing happens.
+ * Out: writes to regular files fail with an error, syncs fail or take longer, the time of day is another one.
+ * Note: standard output and error are left alone, for they are the log that a test reads. Files of other kinds too. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { WRITE_ERROR, SYNC_ERROR, SYNC_DELAY_US, CLOCK_OFFSET_MS, NUMBERS };
+
+static volatile const int64_t *control;
+
+__attribute__((constructor)) static void begin(void) {
+    const char *path = getenv("CHAOS_SHIM");
+    if (path == NULL) return;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return;
+    void *mapped = mmap(NULL, NUMBERS * sizeof(int64_t), PROT_READ, MAP_SHARED, fd, 0);
+    close(fd);
+    if (mapped != MAP_FAILED) control = mapped;
+}
+
+static int64_t number(int which) { return control == NULL ? 0 : control[which]; }
+
+static int regular(int fd) {
+    struct stat found;
+    return fd > 2 && fstat(fd, &found) == 0 && S_ISREG(found.st_mode);
+}
+
+static int refused(int fd) {
+    int64_t error = number(WRITE_ERROR);
+    if (error == 0 || !regular(fd)) return 0;
+    errno = (int)error;
+    return 1;
+}
+
+ssize_t write(int fd, const void *bytes, size_t count) { return refused(fd) ? -1 : syscall(SYS_write, fd, bytes, count); }
+
+ssize_t pwrite64(int fd, const void *bytes, size_t count, off64_t at) {
+    return refused(fd) ? -1 : syscall(SYS_pwrite64, fd, bytes, count, at);
+}
+
+ssize_t pwrite(int fd, const void *bytes, size_t count, off_t at) { return pwrite64(fd, bytes, count, at); }
+
+ssize_t writev(int fd, const struct iovec *parts, int count) {
+    return refused(fd) ? -1 : syscall(SYS_writev, fd, parts, count);
+}
+
+int fallocate64(int fd, int mode, off64_t at, off64_t length) {
+    return refused(fd) ? -1 : (int)syscall(SYS_fallocate, fd, mode, at, length);
+}
+
+static int sync_with(long call, int fd) {
+    if (regular(fd)) {
+        int64_t delay = number(SYNC_DELAY_US), error = number(SYNC_ERROR);
+        if (delay > 0) {
+            struct timespec pause = {delay / 1000000, delay % 1000000 * 1000};
+            nanosleep(&pause, NULL);
+        }
+        if (error != 0) {
+            errno = (int)error;
+            return -1;
+        }
+    }
+    return (int)syscall(call, fd);
+}
+
+int fsync(int fd) { return sync_with(SYS_fsync, fd); }
+
+int fdatasync(int fd) { return sync_with(SYS_fdatasync, fd); }
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    long done = syscall(SYS_clock_gettime, clock, now);
+    int64_t offset = number(CLOCK_OFFSET_MS);
+    if (done == 0 && offset != 0 && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) {
+        int64_t nanos = now->tv_nsec + offset % 1000 * 1000000;
+        now->tv_sec += offset / 1000 + (nanos >= 1000000000) - (nanos < 0);
+        now->tv_nsec = nanos - (nanos >= 1000000000) * 1000000000 + (nanos < 0) * 1000000000;
+    }
+    return (int)done;
+}
