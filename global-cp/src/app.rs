@@ -7,6 +7,7 @@ use tracing::info;
 use ursa_plane::{Host, HostConfig};
 use ursa_rest::{Info, Site};
 use ursa_runtime::{
+    ReadinessGuard,
     config::log_effective,
     tasks::{ExitStatus, OnExit},
     tls::Versions,
@@ -33,6 +34,12 @@ pub async fn run(config: Config) -> Result<ExitStatus> {
         addresses: vec![config.api.address, config.kds.address],
     };
     let (host, serving) = Host::open_in(host_config, config.cluster.clone(), config.diagnostics.address).await?;
+    let starting = serve(&host, &config, serving);
+    host.run_from(starting, config.shutdown_grace).await
+}
+
+/// Everything from the first resources to the servers.
+async fn serve(host: &Host, config: &Config, serving: ReadinessGuard) -> Result<()> {
     host.ensure_defaults(&Site::Global).await?;
 
     let views = host.plane.store.subscribe();
@@ -60,16 +67,17 @@ pub async fn run(config: Config) -> Result<ExitStatus> {
         },
         group,
     );
+    host.show_held(kds.holds());
     let draining = kds.clone();
     host.on_stop(move || draining.drain());
     host.serve_https("kds", config.kds.address, kds.router(), &["h2"], Versions::Tls12AndTls13)
         .await?;
     host.tasks.spawn("kds-content", OnExit::Shutdown, move |cancel| kds.run(cancel));
 
-    let shown = serde_json::to_value(&config)?;
+    let shown = serde_json::to_value(config)?;
     host.serve_api(config.api.address, Site::Global, &config.reported_version, shown)
         .await?;
     serving.ready();
     info!(api = %config.api.address, kds = %config.kds.address, "the global control plane is ready");
-    Ok(host.run(config.shutdown_grace).await)
+    Ok(())
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
-use crate::pki;
+use crate::{held, pki};
 
 /// The global control plane of Ursa: keeps the meshes' resources and syncs them to the zones.
 #[derive(Parser)]
@@ -28,6 +28,9 @@ pub enum Command {
     /// Make the CA and the node certificates of a control plane of several nodes.
     #[command(subcommand)]
     Pki(pki::Command),
+    /// Removals that are held back because a zone came back with less than it had.
+    #[command(subcommand)]
+    HeldRemovals(held::Command),
 }
 
 /// Settings that can be given as flags.

@@ -1,6 +1,8 @@
 //! The global control plane: a node of the replicated store, the REST API, and the KDS server that zones connect to.
 
+pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod held;
 pub mod pki;

@@ -5,7 +5,7 @@ use ursa_global_cp::{
     app,
     cli::{Cli, Command},
     config::Config,
-    pki,
+    held, pki,
 };
 use ursa_runtime::{config, telemetry, tls};
 
@@ -13,6 +13,11 @@ fn main() -> anyhow::Result<()> {
     let (file, overrides) = match Cli::parse().command {
         Command::Run { config, overrides } => (config, overrides),
         Command::Pki(command) => return pki::run(&command),
+        Command::HeldRemovals(command) => {
+            tls::install_provider();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            return runtime.block_on(held::run(&command));
+        }
     };
     let config = config::load::<Config>(file.as_deref(), &overrides)?.validate()?;
     telemetry::init(&config.telemetry);

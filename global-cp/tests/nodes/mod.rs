@@ -1,4 +1,5 @@
 //! Real `global-cp` processes on addresses of their own, and what a client and a zone need to talk to them.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::{
     fs::File,
@@ -111,10 +112,15 @@ impl Cluster {
         child.wait().unwrap();
     }
 
+    /// Sends a signal, by its name without `SIG`.
+    pub fn signal(&self, n: u8, name: &str) {
+        let pid = self.nodes[usize::from(n) - 1].as_ref().unwrap().id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
     /// SIGTERM; gives the exit code.
     pub async fn stop(&mut self, n: u8) -> i32 {
-        let pid = self.nodes[usize::from(n) - 1].as_ref().unwrap().id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.signal(n, "TERM");
         self.ended(n).await
     }
 

@@ -1,32 +1,20 @@
-//! This node among the others: its certificate, whether it can answer, and what it shows of the group.
-//! In: the configured cluster, the store, the streams between nodes. Out: the store's configuration, readiness, `GET /cluster`.
+//! This node among the others: its certificate, and whether it can answer.
+//! In: the configured cluster, the store. Out: the store's configuration, readiness. Not here: what is shown ([`crate::status`]).
 //! Invariant: a node is ready only while it can answer a linearizable read; it is healthy all the same when it cannot.
 
-use std::{
-    path::Path,
-    sync::{Arc, OnceLock},
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
-use axum::{
-    Json, Router,
-    extract::State,
-    http::StatusCode,
-    response::{IntoResponse, Response},
-    routing::get,
-};
-use serde::Serialize;
 use tokio::sync::watch;
 use tracing::{error, info};
 use ursa_runtime::{
     CancellationToken, Readiness, fs, heartbeat,
     tasks::{OnExit, Tasks},
 };
-use ursa_store::{ClusterConfig, NodeTls, PeerNode, QuorumContact, Role, Store};
+use ursa_store::{ClusterConfig, NodeTls, PeerNode, QuorumContact, Store};
 use ursa_sync::Quorum;
 
-use crate::{config::Cluster, group::Group};
+use crate::config::{Cluster, Timing};
 
 /// A PEM file has some kilobytes.
 const MAX_PEM: u64 = 1024 * 1024;
@@ -34,8 +22,13 @@ const MAX_PEM: u64 = 1024 * 1024;
 const RENEWAL: Duration = Duration::from_secs(60);
 /// How often readiness is looked at, beside every change of the leader.
 const READINESS: Duration = Duration::from_millis(500);
-/// Without contact for so long, reads do not come back in time.
+/// Without contact for so long, or for two election timeouts if that is longer, reads do not come back in time.
 const CONTACT: Duration = Duration::from_secs(2);
+
+/// How long contact with a majority, or with a node, counts.
+pub(crate) fn contact(timing: Timing) -> Duration {
+    CONTACT.max(timing.election_max * 2)
+}
 
 /// The node's certificate as its files say now.
 fn node_tls(cluster: &Cluster) -> Result<NodeTls> {
@@ -96,7 +89,7 @@ impl Quorum for StoreQuorum {
 }
 
 /// Keeps the process unready while it cannot answer linearizable reads, until cancelled.
-pub(crate) async fn watch_readiness(store: Store, readiness: Readiness, cancel: CancellationToken) {
+pub(crate) async fn watch_readiness(store: Store, patience: Duration, readiness: Readiness, cancel: CancellationToken) {
     let (mut leader, contact) = (store.leader(), store.quorum_contact());
     let mut ticker = heartbeat::every(READINESS, &cancel);
     let mut guard = Some(readiness.guard("quorum"));
@@ -104,7 +97,7 @@ pub(crate) async fn watch_readiness(store: Store, readiness: Readiness, cancel: 
     loop {
         // Contact counts from the start; only the first answer of a majority proves that there is one.
         recovered = recovered || store.status().recovered;
-        let answers = recovered && leader.borrow_and_update().is_some() && contact.borrow().age() < CONTACT;
+        let answers = recovered && leader.borrow_and_update().is_some() && contact.borrow().age() < patience;
         match (answers, &guard) {
             (true, Some(_)) => guard = None,
             (false, None) => {
@@ -119,124 +112,5 @@ pub(crate) async fn watch_readiness(store: Store, readiness: Readiness, cancel: 
             _ = leader.changed() => {}
             _ = ticker.tick() => {}
         }
-    }
-}
-
-/// What `GET /cluster` is answered from, once there is a store.
-#[derive(Clone, Default)]
-pub(crate) struct Shown(Arc<OnceLock<(Store, Option<Group>, Readiness)>>);
-
-impl Shown {
-    pub(crate) fn set(&self, store: Store, group: Option<Group>, readiness: Readiness) {
-        let _ = self.0.set((store, group, readiness));
-    }
-
-    /// `GET /cluster`.
-    pub(crate) fn router(&self) -> Router {
-        Router::new().route("/cluster", get(show)).with_state(self.clone())
-    }
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct ClusterView {
-    node_id: u64,
-    role: &'static str,
-    term: u64,
-    leader: Option<u64>,
-    history: String,
-    revision: u64,
-    last_log: Option<u64>,
-    applied: Option<u64>,
-    snapshot: Option<u64>,
-    purged: Option<u64>,
-    /// Entries that are stored and not applied.
-    lag: u64,
-    quorum: bool,
-    quorum_age_ms: u64,
-    recovered: bool,
-    admitted: bool,
-    /// What keeps this node from being ready.
-    not_ready: Vec<String>,
-    members: Vec<MemberView>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct MemberView {
-    id: u64,
-    address: String,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    this_node: bool,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    leader: bool,
-    /// It was heard within the last seconds, or is this node.
-    healthy: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    answered_ago_ms: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    unreachable: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    problem: Option<String>,
-    /// Its stream of observed state is whole.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    observed_connected: Option<bool>,
-}
-
-async fn show(State(shown): State<Shown>) -> Response {
-    match shown.0.get() {
-        Some((store, group, readiness)) => Json(view(store, group.as_ref(), readiness)).into_response(),
-        None => (StatusCode::SERVICE_UNAVAILABLE, "the store is not open yet\n").into_response(),
-    }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn view(store: &Store, group: Option<&Group>, readiness: &Readiness) -> ClusterView {
-    let status = store.status();
-    let observed = group.map(Group::peers).unwrap_or_default();
-    let members = status.members.iter().map(|(id, address)| {
-        let this_node = *id == status.node_id;
-        let peer = status.peers.get(id);
-        let answered = peer.and_then(|p| p.answered_ago);
-        let heard = observed.get(id).is_some_and(|p| p.connected) || answered.is_some_and(|ago| ago < CONTACT);
-        MemberView {
-            id: *id,
-            address: address.clone(),
-            this_node,
-            leader: status.leader == Some(*id),
-            healthy: this_node || heard && peer.is_some_and(|p| p.problem.is_none()),
-            answered_ago_ms: answered.map(millis),
-            unreachable: peer.and_then(|p| p.unreachable.clone()),
-            problem: peer.and_then(|p| p.problem.as_ref()).map(ToString::to_string),
-            observed_connected: (!this_node && group.is_some()).then(|| observed.get(id).is_some_and(|p| p.connected)),
-        }
-    });
-    ClusterView {
-        node_id: status.node_id,
-        role: match status.role {
-            Role::Leader => "leader",
-            Role::Follower => "follower",
-            Role::Candidate => "candidate",
-            Role::Learner => "learner",
-            Role::Stopped => "stopped",
-        },
-        term: status.term,
-        leader: status.leader,
-        history: status.history.to_string(),
-        revision: status.revision,
-        last_log: status.last_log,
-        applied: status.applied,
-        snapshot: status.snapshot,
-        purged: status.purged,
-        lag: status.last_log.unwrap_or(0).saturating_sub(status.applied.unwrap_or(0)),
-        quorum: status.quorum,
-        quorum_age_ms: millis(status.quorum_age),
-        recovered: status.recovered,
-        admitted: status.admitted,
-        not_ready: readiness.unready(),
-        members: members.collect(),
     }
 }

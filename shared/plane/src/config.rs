@@ -1,9 +1,13 @@
 //! Sections that the configurations of both control planes share.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use ursa_runtime::config::Problems;
+
+mod timings;
+
+pub(crate) use timings::{Timing, apply};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -72,6 +76,17 @@ pub struct Cluster {
     /// Where this node, unlike the others, reaches a member: through a forwarder, say. Default empty.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub dial: Vec<Member>,
+    /// How often the leader gives a sign of life. The same on all nodes, as are the two below. It must be more than twice the longest round
+    /// trip between two nodes; the default suits round trips of up to about 40 ms. Default 80ms.
+    #[serde(with = "humantime_serde")]
+    pub heartbeat: Duration,
+    /// Shortest time without a sign of the leader before a node stands for election: at least three heartbeats. Default 240ms.
+    #[serde(with = "humantime_serde")]
+    pub election_timeout_min: Duration,
+    /// Longest such time, and how long the leader's silence is believed to be a pause: at least a heartbeat more than the shortest. A
+    /// fail-over takes up to about twice as long. Default 450ms.
+    #[serde(with = "humantime_serde")]
+    pub election_timeout_max: Duration,
     /// This node's certificate, PEM; `global-cp pki node` makes it. It also serves the REST API and zone sync unless `tls` is configured.
     pub cert_file: PathBuf,
     /// Its private key, PEM.
@@ -92,10 +107,14 @@ pub struct Member {
 
 impl Default for Cluster {
     fn default() -> Self {
+        let timings = ursa_store::Timings::default();
         Self {
             listen: ([0, 0, 0, 0], 5683).into(),
             members: Vec::new(),
             dial: Vec::new(),
+            heartbeat: timings.heartbeat,
+            election_timeout_min: timings.election_min,
+            election_timeout_max: timings.election_max,
             cert_file: PathBuf::new(),
             key_file: PathBuf::new(),
             ca_file: PathBuf::new(),
@@ -128,6 +147,7 @@ impl Cluster {
                 format!("cluster.dial: node {} is not among cluster.members", member.id)
             });
         }
+        timings::check(self, problems);
         for (name, file) in [
             ("cert_file", &self.cert_file),
             ("key_file", &self.key_file),

@@ -3,7 +3,7 @@
 //! no streams are taken any more, and those there are end; requests end; last words to the other nodes; the store is closed.
 //! Invariant: the store is open until nothing needs it any more; a write that was answered is never given up to be quicker.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tracing::{info, warn};
@@ -31,7 +31,7 @@ pub(crate) struct Lives {
     pub(crate) front: Tasks,
     /// The store and what is between the nodes: ends last.
     pub(crate) back: Tasks,
-    hooks: Mutex<Vec<Hook>>,
+    hooks: Arc<Mutex<Vec<Hook>>>,
 }
 
 impl Lives {
@@ -53,7 +53,7 @@ impl Lives {
             process,
             front,
             back,
-            hooks: Mutex::default(),
+            hooks: Arc::default(),
         }
     }
 
@@ -63,15 +63,15 @@ impl Lives {
     }
 
     /// Runs until a signal or a failure, and through the end. `grace` is for running requests.
-    pub(crate) async fn run(self, store: Store, grace: Duration) -> ExitStatus {
+    pub(crate) async fn run(&self, store: Store, grace: Duration) -> ExitStatus {
         let Self {
             process,
             front,
             back,
             hooks,
         } = self;
-        let hooks = hooks.into_inner();
         let (front_now, back_now) = (front.clone(), back.clone());
+        let (front, back, hooks) = (front.clone(), back.clone(), hooks.clone());
         process.spawn("orderly-end", OnExit::Ignore, move |cancel| async move {
             cancel.cancelled().await;
             if !back.cancel_token().is_cancelled() && store.peers().is_some() {
@@ -80,6 +80,7 @@ impl Lives {
                     Err(error) => warn!(error = %Chain(&error), "no other node has taken over the lead; they elect one"),
                 }
             }
+            let hooks = std::mem::take(&mut *hooks.lock());
             hooks.into_iter().for_each(|hook| hook());
             front.shutdown(grace).await;
             back.shutdown(LAST).await;
@@ -89,7 +90,7 @@ impl Lives {
                 Err(late) => warn!(error = %late, "the store was not closed cleanly; its next start rebuilds what it must"),
             }
         });
-        let mut status = process.run(HAND_OVER + grace + LAST + CLOSE).await;
+        let mut status = process.clone().run(HAND_OVER + grace + LAST + CLOSE).await;
         status.still_running.extend(front_now.running());
         status.still_running.extend(back_now.running());
         status

@@ -2,7 +2,7 @@
 //! In: configuration. Out: a running process whose parts the programs build on. Invariant: whatever it starts is a task of one of the
 //! lives of [`crate::end`], and ends in their order.
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use axum::Router;
@@ -24,10 +24,13 @@ use ursa_sync::Claims;
 
 use crate::{
     Plane,
-    cluster::{self, Shown, StoreQuorum, node_of},
-    config::{Cluster, Tls},
+    cluster::{self, StoreQuorum, node_of},
+    config::{self, Cluster, Timing, Tls},
     end::Lives,
-    group::{ByClaims, Checkpoint, Group},
+    group::{About, ByClaims, Checkpoint, Group, NodeStatus},
+    held::Held,
+    metrics::ClusterMetrics,
+    status::{self, Shown},
 };
 
 /// Stages kept for `/stages`: some thousand changes with all their proxies.
@@ -61,6 +64,7 @@ pub struct Host {
     lives: Lives,
     group: Option<Group>,
     shown: Shown,
+    held: Held,
 }
 
 impl Host {
@@ -108,10 +112,12 @@ impl Host {
                     warn!(advice, "an even number of nodes");
                 }
                 store_config.cluster = Some(cluster::store_config(cluster, &lives.back)?);
+                config::apply(cluster, &mut store_config);
                 Some(bind(cluster.listen, "the other nodes").await?)
             }
             None => None,
         };
+        let timing = Timing::of(&store_config);
         let store = Store::open(store_config, Arc::new(RealDisk), &lives.back)
             .await
             .with_context(|| format!("store in {}", config.data_dir.display()))?;
@@ -121,7 +127,12 @@ impl Host {
             Role::Global => {
                 let claims = Claims::new(format!("{}-{instance_id}", config.node_id));
                 let observed = Observed::of_node(config.node_id, Arc::new(ByClaims::new(claims.clone())));
-                let group = Group::new(config.node_id, claims, observed.clone(), store.subscribe());
+                let (asked, ready) = (store.clone(), readiness.clone());
+                let about = About {
+                    timing,
+                    status: Arc::new(move || NodeStatus::of(&asked.status(), ready.is_ready())),
+                };
+                let group = Group::new(config.node_id, claims, observed.clone(), store.subscribe(), about);
                 observe(&lives.back, &group, &observed, config.data_dir.join("observed")).await?;
                 group.register_metrics(&mut registry.lock());
                 (observed, Some(group))
@@ -134,15 +145,25 @@ impl Host {
             follow_others(&lives.back, &store, group.as_ref());
             let (watched, ready) = (store.clone(), readiness.clone());
             tasks.spawn("readiness", OnExit::Shutdown, |cancel| {
-                cluster::watch_readiness(watched, ready, cancel)
+                cluster::watch_readiness(watched, cluster::contact(timing), ready, cancel)
             });
         }
-        shown.set(store.clone(), group.clone(), readiness.clone());
+        shown.set(status::Parts {
+            store: store.clone(),
+            group: group.clone(),
+            readiness: readiness.clone(),
+            timing,
+        });
+        registry.lock().register_collector(Box::new(ClusterMetrics(shown.clone())));
         starting.ready();
         info!(revision = store.view().revision(), resources = store.view().len(), "store is open");
         let plane = Plane::new(config.role, store, observed);
         let showing = plane.clone();
         tasks.spawn("observed-shown", OnExit::Shutdown, |cancel| showing.run_shown(cancel));
+        let held = Held::new(plane.clone(), config.node_id, group.clone());
+        if let Some(group) = &group {
+            group.answer_held_by(held.clone());
+        }
         let host = Self {
             tasks,
             readiness,
@@ -155,6 +176,7 @@ impl Host {
             lives,
             group,
             shown,
+            held,
         };
         Ok((host, serving_guard))
     }
@@ -166,6 +188,11 @@ impl Host {
             quorum: Arc::new(StoreQuorum(self.plane.store.quorum_contact())),
             claims: group.claims().clone(),
         })
+    }
+
+    /// Shows what zone sync holds back, and lets administrators decide about it.
+    pub fn show_held(&self, holds: ursa_sync::Holds) {
+        self.held.set(holds);
     }
 
     /// Runs `hook` when the end begins, before anything is cancelled. It must not block.
@@ -217,7 +244,7 @@ impl Host {
             based_on_kuma: Some(BASED_ON_KUMA.to_owned()),
         };
         let api = Api::new(site, Arc::new(self.plane.clone()), info, config, self.stages.clone());
-        let router = ursa_rest::router_with(api, self.shown.router());
+        let router = ursa_rest::router_with(api, self.shown.router().merge(self.held.router()));
         self.serve_https("api", address, router, &["h2", "http/1.1"], Versions::Tls12AndTls13)
             .await
     }
@@ -248,6 +275,30 @@ impl Host {
     /// Runs until told to stop, or until a task that may not end did; then ends everything in order. `grace` is for running requests.
     pub async fn run(self, grace: Duration) -> ExitStatus {
         self.lives.run(self.plane.store.clone(), grace).await
+    }
+
+    /// As [`Host::run`], with the rest of the start, which may be told to stop too: it may take as long as it takes to find the other
+    /// nodes, and ends in the same order.
+    ///
+    /// # Errors
+    /// The start's, unless it was told to stop; what it had begun has ended in order by then.
+    pub async fn run_from(&self, start: impl Future<Output = Result<()>>, grace: Duration) -> Result<ExitStatus> {
+        let mut running = pin!(self.lives.run(self.plane.store.clone(), grace));
+        let started = tokio::select! {
+            biased;
+            status = &mut running => return Ok(status),
+            started = start => started,
+        };
+        let Err(error) = started else { return Ok(running.await) };
+        // A start that notices that it was told to stop is no failure.
+        let process = &self.lives.process;
+        let failed = process.stop_reason().is_none();
+        if failed {
+            let (task, error) = ("start".to_owned(), format!("{error:#}"));
+            process.stop(StopReason::Failed { task, error });
+        }
+        let status = running.await;
+        if failed { Err(error) } else { Ok(status) }
     }
 }
 

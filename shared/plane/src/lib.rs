@@ -6,8 +6,11 @@ mod cluster;
 pub mod config;
 mod end;
 pub mod group;
+mod held;
 mod host;
+mod metrics;
 mod plane;
+mod status;
 
 pub use host::{Host, HostConfig};
 pub use plane::Plane;

@@ -144,7 +144,7 @@ impl Group {
             match (assembler.take(frame), heard.as_ref()) {
                 (Err(error), _) => return End::Nonsense(error),
                 (Ok(None), _) => {}
-                (Ok(Some(Message::Hello { instance, history })), None) => {
+                (Ok(Some(Message::Hello { instance, history, timing })), None) => {
                     if !same_history(self.history(), &history) {
                         return End::OtherHistory;
                     }
@@ -155,11 +155,17 @@ impl Group {
                     }
                     *away = None;
                     info!(raft_node = node, %instance, "a node tells what it observes");
+                    let differs = timing.and_then(|theirs| inner.about.timing.differs(&theirs));
                     self.note(node, |peer| {
+                        if let Some(differs) = differs.as_ref().filter(|_| peer.differs != differs) {
+                            warn!(raft_node = node, problem = %differs, "a node is configured otherwise");
+                        }
                         *peer = PeerState {
                             connected: true,
                             heard: now,
                             instance: instance.to_string(),
+                            status: None,
+                            differs,
                         }
                     });
                     *heard = Some((instance, now));
@@ -174,7 +180,7 @@ impl Group {
                         return End::Gap;
                     }
                 }
-                (Ok(Some(Message::Alive)), Some(_)) => {}
+                (Ok(Some(Message::Alive(status))), Some(_)) => self.note(node, |peer| peer.status = status),
                 // Hello is the first, and there is one.
                 (Ok(Some(_)), _) => return End::Nonsense(super::wire::DecodeError::Lacks("its place in the stream")),
             }

@@ -6,7 +6,11 @@
 //! until one side is gone or silent, and is made anew with everything again. A node that is away for [`GRACE`] no longer vouches
 //! for what it holds: its zones are shown offline until they turn up elsewhere.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use prometheus_client::{
@@ -20,6 +24,9 @@ use ursa_runtime::{CancellationToken, heartbeat};
 use ursa_state::{HistoryId, Observed, View};
 use ursa_sync::Claims;
 
+use crate::held::Held;
+
+mod about;
 mod authority;
 mod checkpoint;
 mod follow;
@@ -28,6 +35,8 @@ mod serve;
 mod tests;
 mod wire;
 
+pub(crate) use about::About;
+pub use about::NodeStatus;
 pub(crate) use authority::ByClaims;
 pub(crate) use checkpoint::Checkpoint;
 pub use serve::NodeOf;
@@ -64,6 +73,10 @@ pub struct PeerState {
     pub heard: Timestamp,
     /// Names its process.
     pub instance: String,
+    /// What it last said of itself.
+    pub status: Option<NodeStatus>,
+    /// What is configured otherwise there.
+    pub differs: Option<String>,
 }
 
 /// See the module's text. Clones are handles to the same.
@@ -77,19 +90,24 @@ struct Inner {
     claims: Claims,
     observed: Observed,
     views: watch::Receiver<View>,
+    about: About,
+    /// Set by the host once there is one.
+    held: OnceLock<Held>,
     peers: Mutex<BTreeMap<u64, PeerState>>,
     metrics: Metrics,
 }
 
 impl Group {
-    /// `claims` and `observed` are this process's; the name in `claims` tells it from its earlier lives.
-    pub fn new(node: u64, claims: Claims, observed: Observed, views: watch::Receiver<View>) -> Self {
+    /// `claims` and `observed` are this process's; the name in `claims` tells it from its earlier lives. `about` is told to the others.
+    pub(crate) fn new(node: u64, claims: Claims, observed: Observed, views: watch::Receiver<View>, about: About) -> Self {
         Self {
             inner: Arc::new(Inner {
                 node,
                 claims,
                 observed,
                 views,
+                about,
+                held: OnceLock::new(),
                 peers: Mutex::default(),
                 metrics: Metrics::default(),
             }),
@@ -99,6 +117,11 @@ impl Group {
     /// Claims of zone streams, shared by all nodes.
     pub fn claims(&self) -> &Claims {
         &self.inner.claims
+    }
+
+    /// What this node answers when another one asks for the removals that it holds.
+    pub(crate) fn answer_held_by(&self, held: Held) {
+        let _ = self.inner.held.set(held);
     }
 
     /// The other nodes whose streams were there at least once.

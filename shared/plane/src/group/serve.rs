@@ -8,14 +8,14 @@ use tonic::{Extensions, Request, Response, Status};
 use tracing::{Instrument, info, info_span};
 use ursa_model::Timestamp;
 use ursa_proto::peer::{
-    Alive, FollowRequest, Frame, Hello,
+    Alive, FollowRequest, Frame, HeldAnswer, HeldRequest, Hello,
     frame::Body,
     observed_server::{Observed as Service, ObservedServer},
 };
 use ursa_runtime::{CancellationToken, OnExit, Tasks, heartbeat, lease::within};
 use ursa_state::{HistoryId, observed::Follower};
 
-use super::{ALIVE, Group, wire};
+use super::{ALIVE, Group, about, wire};
 
 /// Frames handed to the transport and not yet written, half a MiB each at most but for single large resources.
 const QUEUE: usize = 4;
@@ -83,9 +83,33 @@ impl Service for Server {
         });
         Ok(Response::new(ReceiverStream::new(rx)))
     }
+
+    async fn held_removals(&self, request: Request<HeldRequest>) -> Result<Response<HeldAnswer>, Status> {
+        (self.node_of)(request.extensions()).ok_or_else(|| Status::unauthenticated("no certificate of a node"))?;
+        answer_held(&self.group, request.get_ref()).map(Response::new)
+    }
+}
+
+/// Only nodes of the cluster may ask; whether they may confirm, their own API has decided.
+fn answer_held(group: &Group, request: &HeldRequest) -> Result<HeldAnswer, Status> {
+    let Some(held) = group.inner.held.get() else {
+        return Ok(HeldAnswer::default());
+    };
+    let (views, confirmed) = held.answer(request)?;
+    let held = views.iter().filter_map(|view| serde_json::to_vec(view).ok().map(Bytes::from));
+    Ok(HeldAnswer {
+        held: held.collect(),
+        confirmed,
+    })
 }
 
 type Sender = mpsc::Sender<Result<Frame, Status>>;
+
+/// A sign of life, with how this node is.
+fn alive(group: &Group) -> Frame {
+    let status = Some(about::status_to(&(group.inner.about.status)()));
+    wire::frame(Body::Alive(Alive { status }))
+}
 
 /// Until the peer or this process goes. Says why.
 async fn tell(group: &Group, node: u64, tx: &Sender, cancel: &CancellationToken) -> &'static str {
@@ -96,8 +120,9 @@ async fn tell(group: &Group, node: u64, tx: &Sender, cancel: &CancellationToken)
     let hello = Hello {
         instance: inner.claims.node().to_string(),
         history: history_bytes(group.history()),
+        timing: Some(about::timing_to(inner.about.timing)),
     };
-    let mut frames = vec![wire::frame(Body::Hello(hello))];
+    let mut frames = vec![wire::frame(Body::Hello(hello)), alive(group)];
     claims.mark_changed();
     loop {
         if claims.has_changed().unwrap_or(false) {
@@ -123,7 +148,7 @@ async fn tell(group: &Group, node: u64, tx: &Sender, cancel: &CancellationToken)
                 Ok(()) => claims.mark_changed(),
                 Err(_) => return "the claims are gone",
             },
-            tick = ticker.tick() => if tick { frames.push(wire::frame(Body::Alive(Alive {}))) },
+            tick = ticker.tick() => if tick { frames.push(alive(group)) },
         }
     }
 }

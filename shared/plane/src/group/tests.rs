@@ -19,6 +19,7 @@ use ursa_state::{
 use ursa_sync::claims::{Held, StreamKind};
 
 use super::*;
+use crate::config::Timing;
 
 /// In place of a certificate.
 #[derive(Clone, Copy)]
@@ -39,11 +40,22 @@ struct TestNode {
 type Addresses = BTreeMap<(u64, u64), String>;
 
 async fn start(id: u64, life: &str, addresses: &mut Addresses) -> TestNode {
+    start_with(id, life, addresses, Timing::default()).await
+}
+
+async fn start_with(id: u64, life: &str, addresses: &mut Addresses, timing: Timing) -> TestNode {
     let tasks = Tasks::new();
     let claims = Claims::new(format!("{id}-{life}"));
     let observed = Observed::of_node(id, Arc::new(ByClaims::new(claims.clone())));
     let views = watch::Sender::new(View::default());
-    let group = Group::new(id, claims, observed, views.subscribe());
+    let about = About {
+        timing,
+        status: Arc::new(move || NodeStatus {
+            term: id,
+            ..NodeStatus::default()
+        }),
+    };
+    let group = Group::new(id, claims, observed, views.subscribe(), about);
     for other in (1..=3).filter(|other| *other != id) {
         let wanted = addresses.get(&(id, other)).cloned().unwrap_or_else(|| "127.0.0.1:0".to_owned());
         let listener = TcpListener::bind(wanted).await.unwrap();
@@ -151,6 +163,53 @@ async fn what_one_node_observes_is_at_all_and_moves_with_the_zone() {
     }
     assert_eq!(holder(&nodes[0].view(), "east"), Some(Holder::Node(2)));
     drop(second);
+}
+
+#[tokio::test]
+async fn every_node_says_how_it_is() {
+    let (nodes, _) = three().await;
+    for node in &nodes {
+        let told = || {
+            let peers = node.group.peers();
+            peers.len() == 2 && peers.iter().all(|(id, peer)| peer.status.as_ref().is_some_and(|s| s.term == *id))
+        };
+        let waited = within(Duration::from_secs(20), async {
+            while !told() {
+                tokio::task::yield_now().await;
+            }
+        });
+        waited.await.unwrap();
+        assert!(node.group.peers().values().all(|peer| peer.differs.is_none()));
+    }
+}
+
+#[tokio::test]
+async fn other_periods_are_noticed() {
+    let mut addresses = Addresses::new();
+    let one = start(1, "a", &mut addresses).await;
+    let two = start_with(
+        2,
+        "a",
+        &mut addresses,
+        Timing {
+            heartbeat: Duration::from_millis(80),
+            ..Timing::default()
+        },
+    )
+    .await;
+    let three = start(3, "a", &mut addresses).await;
+    for node in [&one, &two, &three] {
+        node.follow_all(&addresses);
+    }
+    let waited = within(Duration::from_secs(20), async {
+        while one.group.peers().values().filter(|peer| peer.connected).count() < 2 {
+            tokio::task::yield_now().await;
+        }
+    });
+    waited.await.unwrap();
+    let peers = one.group.peers();
+    assert!(peers[&2].differs.as_ref().unwrap().contains("80ms"), "{peers:?}");
+    assert_eq!(peers[&3].differs, None);
 }
 
 #[tokio::test]

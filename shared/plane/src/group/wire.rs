@@ -13,6 +13,9 @@ use ursa_state::{
 };
 use ursa_sync::claims::{Claim, StreamKind};
 
+use super::about::{self, NodeStatus};
+use crate::config::Timing;
+
 /// Resources are collected to frames of about this size.
 const FRAME_BYTES: usize = 512 * 1024;
 /// Largest frame: one resource (at most some MiB) or the deletions of one update.
@@ -44,10 +47,14 @@ pub(super) enum DecodeError {
 /// What a frame says, once it is whole.
 #[derive(Debug)]
 pub(super) enum Message {
-    Hello { instance: String, history: Bytes },
+    Hello {
+        instance: String,
+        history: Bytes,
+        timing: Option<Timing>,
+    },
     Claims(Vec<ClaimOf>),
     Update(Update),
-    Alive,
+    Alive(Option<NodeStatus>),
 }
 
 /// A claim without the node, which is known by the connection.
@@ -204,9 +211,10 @@ impl Assembler {
                 return Ok(Some(Message::Hello {
                     instance: hello.instance,
                     history: hello.history,
+                    timing: hello.timing.map(about::timing_of),
                 }));
             }
-            Body::Alive(_) => return Ok(Some(Message::Alive)),
+            Body::Alive(alive) => return Ok(Some(Message::Alive(alive.status.map(about::status_of)))),
             Body::Claims(set) => {
                 let claims = set.claims.into_iter().map(claim).collect::<Result<_, _>>()?;
                 return Ok(Some(Message::Claims(claims)));

@@ -1,0 +1,76 @@
+//! The leader dies: whoever asks a surviving node is answered by the next leader, and does not hear of the change.
+
+mod nodes;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use futures::future::join_all;
+use nodes::{Cluster, init, wait};
+use serde_json::{Value, json};
+
+/// What a client of one node was told that it should not have been.
+async fn client(cluster: &Cluster, node: u8, name: &str, stop: &AtomicBool) -> Vec<String> {
+    let mut bad = Vec::new();
+    for n in 0.. {
+        let path = format!("/meshes/{name}-{n}");
+        let mesh = json!({ "type": "Mesh", "name": format!("{name}-{n}"), "skipCreatingInitialPolicies": ["*"] });
+        for (method, body) in [("PUT", Some(&mesh)), ("GET", None)] {
+            match cluster.call(node, method, &path, body).await {
+                Some((200 | 201, _)) => {}
+                other => bad.push(format!("{method} {path} at {node}: {other:?}")),
+            }
+        }
+        if stop.load(Ordering::SeqCst) {
+            break;
+        }
+    }
+    bad
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_client_of_a_survivor_hears_of_the_death_of_the_leader() {
+    init();
+    let mut cluster = Cluster::prepare(3, 0);
+    (1..=3).for_each(|n| cluster.start(n));
+    for n in 1..=3 {
+        cluster.ready(n).await;
+    }
+    for _ in 0..2 {
+        let mut leader = 0;
+        wait("all know the leader", async || {
+            let mut known = Vec::new();
+            for n in 1..=3 {
+                known.push(cluster.status(n).await.get("leader").and_then(Value::as_u64));
+            }
+            leader = known[0].and_then(|id| u8::try_from(id).ok()).unwrap_or_default();
+            leader != 0 && known.iter().all(|k| *k == known[0])
+        })
+        .await;
+        let survivors: Vec<u8> = (1..=3).filter(|n| *n != leader).collect();
+        let stop = AtomicBool::new(false);
+        let clients = survivors.iter().flat_map(|n| (0..3).map(move |c| (*n, c)));
+        let clients = join_all(clients.map(|(n, c)| {
+            let (cluster, stop) = (&cluster, &stop);
+            async move { client(cluster, n, &format!("m{leader}-{n}-{c}"), stop).await }
+        }));
+        let kill = async {
+            cluster.signal(leader, "KILL");
+            wait("another one leads", async || {
+                let mut next = true;
+                for n in &survivors {
+                    let seen = cluster.status(*n).await.get("leader").and_then(Value::as_u64);
+                    next &= seen.is_some_and(|id| id != u64::from(leader));
+                }
+                next
+            })
+            .await;
+            stop.store(true, Ordering::SeqCst);
+        };
+        let (bad, ()) = tokio::join!(clients, kill);
+        let bad: Vec<String> = bad.into_iter().flatten().collect();
+        assert!(bad.is_empty(), "{} answers: {bad:#?}", bad.len());
+        assert_ne!(cluster.ended(leader).await, 0);
+        cluster.start(leader);
+        cluster.ready(leader).await;
+    }
+}
