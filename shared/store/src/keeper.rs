@@ -1,13 +1,15 @@
 //! What has to be looked after beside the running store: purging behind the older snapshot, keeping the cache up, who leads, naming a new
 //! history, silencing a leader that nobody answers, and stopping the process when the disk or the core has failed.
 //! In: the store. Out: nothing. Invariant: nothing here is on the way of a proposal; a store that was closed is left in peace.
+mod quorum;
+mod voice;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures::future::join_all;
-use openraft::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver;
 use tokio::sync::{Notify, watch};
 use ursa_runtime::error::Chain;
@@ -20,8 +22,6 @@ use crate::log::{EntryId, Failure};
 use crate::net::{Peers, Refusal, admission};
 use crate::store::{Inner, Store};
 
-/// Leases without an acknowledgement after which a leader falls silent. One is normal after a pause; three are none.
-const SILENT_AFTER: u32 = 3;
 /// Between greetings, by which mistakes of set-up are found that the traffic of Raft alone would not show to both sides.
 const GREETINGS: Duration = Duration::from_secs(2);
 /// Before naming the history is tried again.
@@ -47,7 +47,7 @@ pub(crate) fn spawn(store: &Store, tasks: &Tasks) {
     let metrics = inner.raft.server_metrics();
     let first = metrics.borrow_watched().current_leader;
     inner.leader.send_replace(first);
-    run.spawn("store-leader", leader(metrics, inner.leader.clone()));
+    run.spawn("store-leader", leader(weak(), metrics, inner.leader.clone()));
     if let Some(peers) = &inner.peers {
         run.spawn("store-history", history(weak(), store.subscribe(), tasks.clone()));
         run.spawn(
@@ -61,9 +61,8 @@ pub(crate) fn spawn(store: &Store, tasks: &Tasks) {
             );
         }
         run.spawn("store-greetings", greetings(peers.clone(), inner.closing.clone()));
-        let lease = crate::raft::lease(&inner.config.timings);
-        let period = inner.config.timings.sane().heartbeat;
-        run.spawn("store-quorum", quorum(weak(), peers.clone(), period, lease, inner.closing.clone()));
+        let timings = inner.config.timings;
+        run.spawn("store-quorum", quorum::run(weak(), peers.clone(), timings, inner.closing.clone()));
     }
 }
 
@@ -149,8 +148,8 @@ async fn follow(cache: Cache, mut views: watch::Receiver<View>) {
     }
 }
 
-/// Tells who leads.
-async fn leader(mut metrics: crate::raft::ServerMetrics, leader: watch::Sender<Option<u64>>) {
+/// Tells who leads, and when the core has ended: whether by a fatal error or, by a defect, without a word.
+async fn leader(inner: Weak<Inner>, mut metrics: crate::raft::ServerMetrics, leader: watch::Sender<Option<u64>>) {
     loop {
         let now = metrics.borrow_watched().current_leader;
         let changed = leader.send_if_modified(|known| std::mem::replace(known, now) != now);
@@ -159,6 +158,10 @@ async fn leader(mut metrics: crate::raft::ServerMetrics, leader: watch::Sender<O
         }
         if metrics.changed().await.is_err() {
             leader.send_replace(None);
+            if let Some(inner) = inner.upgrade() {
+                inner.core_ended.store(true, Ordering::Release);
+                inner.fatal.notify_one();
+            }
             return;
         }
     }
@@ -235,55 +238,5 @@ async fn greetings(peers: Peers, closing: CancellationToken) {
     let mut ticker = heartbeat::every_spread(GREETINGS, &closing);
     while ticker.tick().await {
         join_all(peers.others().into_iter().map(|id| admission::greet(&peers, id))).await;
-    }
-}
-
-/// Keeps the moment of the last contact with a majority, and silences a leader that gets no answers: its messages alone would keep the
-/// others from electing one that does. It speaks again once a majority answers greetings (which keep nobody from anything), or once
-/// another one leads.
-async fn quorum(inner: Weak<Inner>, peers: Peers, period: Duration, lease: Duration, closing: CancellationToken) {
-    let mut ticker = heartbeat::every(period, &closing);
-    let shared = peers.shared.clone();
-    let (mut silent, mut led) = (false, false);
-    while ticker.tick().await {
-        let (leads, voters) = {
-            let Some(inner) = inner.upgrade() else { return };
-            let metrics = inner.raft.metrics();
-            let metrics = metrics.borrow_watched();
-            let leads = metrics.current_leader == Some(peers.node_id());
-            let voters: Vec<u64> = metrics.membership_config.membership().voter_ids().collect();
-            if voters == [peers.node_id()] {
-                shared.contact.seen_ago(Duration::ZERO); // alone, it is the majority
-            } else if leads && let Some(at) = &metrics.last_quorum_acked {
-                shared.contact.seen_ago(at.elapsed());
-            }
-            (leads, voters)
-        };
-        if leads && !led {
-            // A majority has just elected it.
-            shared.contact.seen_ago(Duration::ZERO);
-        }
-        led = leads;
-        if !leads {
-            if silent {
-                tracing::info!("another member leads: this node speaks again");
-            }
-            silent = false;
-            shared.replaced.store(false, Ordering::Release);
-        } else if shared.replaced.load(Ordering::Acquire) {
-            silent = true;
-        } else if silent {
-            let others = voters.iter().filter(|id| **id != peers.node_id());
-            let greetings = join_all(others.map(|id| admission::greet(&peers, *id))).await;
-            let answered = greetings.iter().filter(|greeting| greeting.is_ok()).count();
-            silent = (answered + 1) * 2 <= voters.len();
-            if !silent {
-                tracing::info!("a majority answers: this leader speaks again");
-            }
-        } else if shared.contact.now().age() > lease * SILENT_AFTER {
-            tracing::warn!("no majority answers this leader: it falls silent, so that the others can elect another one");
-            silent = true;
-        }
-        shared.muted.store(silent, Ordering::Release);
     }
 }

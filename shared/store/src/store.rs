@@ -8,7 +8,7 @@ mod submit;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use openraft::ServerState;
@@ -151,6 +151,8 @@ pub(crate) struct Inner {
     pub(crate) closing: CancellationToken,
     /// Told when a call found the core dead.
     pub(crate) fatal: Arc<Notify>,
+    /// The core has ended, see `keeper`.
+    pub(crate) core_ended: AtomicBool,
     closed: tokio::sync::Mutex<bool>,
 }
 
@@ -262,6 +264,7 @@ impl Store {
                 recovered: watch::Sender::new(false),
                 closing: CancellationToken::new(),
                 fatal: Arc::new(Notify::new()),
+                core_ended: AtomicBool::new(false),
                 closed: tokio::sync::Mutex::new(false),
             }),
         };
@@ -434,6 +437,7 @@ impl Store {
         let contact = *self.inner.contact.borrow();
         let peers = self.inner.peers.as_ref();
         let role = match (&metrics.running_state, metrics.state) {
+            _ if self.inner.core_ended.load(Ordering::Acquire) => Role::Stopped,
             (Err(_), _) | (_, ServerState::Shutdown) => Role::Stopped,
             (Ok(()), ServerState::Leader) => Role::Leader,
             (Ok(()), ServerState::Follower) => Role::Follower,
@@ -444,7 +448,7 @@ impl Store {
             node_id: metrics.id,
             role,
             term: metrics.current_term,
-            leader: metrics.current_leader,
+            leader: metrics.current_leader.filter(|_| role != Role::Stopped),
             members: self.members_of(metrics.membership_config.membership().nodes()),
             history: view.history_id(),
             revision: view.revision(),
@@ -531,6 +535,11 @@ impl Store {
         }
         let metrics = self.inner.raft.metrics();
         let running = metrics.borrow_watched().running_state.clone();
-        running.err().map(|fatal| Chain(&fatal).to_string())
+        match running {
+            Err(fatal) => Some(Chain(&fatal).to_string()),
+            // A panic leaves no word.
+            Ok(()) if self.inner.core_ended.load(Ordering::Acquire) => Some("its core has ended by a defect".to_owned()),
+            Ok(()) => None,
+        }
     }
 }

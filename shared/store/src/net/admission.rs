@@ -52,7 +52,7 @@ fn is_new(noted: &BTreeMap<u64, bool>) -> bool {
 /// See [`CallError`].
 pub(crate) async fn greet(peers: &Peers, node: u64) -> Result<Greeting, CallError> {
     let answer = peers.call(node, Lane::Calls, Method::Hello, Bytes::new(), GREETING).await?;
-    wire::decode(&answer).map_err(CallError::Refused)
+    wire::decode(&answer).map_err(CallError::Unheard)
 }
 
 /// Greets the others until this node may take its place, then takes it.

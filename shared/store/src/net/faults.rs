@@ -1,9 +1,15 @@
 //! Links that a test cuts.
-//! In: which way to which member. Out: calls that never arrive, or whose answers never do.
+//! In: which way to which member. Out: calls that never arrive, or whose answers never do, or too late, or damaged.
 //! Invariant: a call that is held ends at its own deadline, as on a network that swallows packets.
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tokio::sync::watch;
+use tonic::{Response, Status};
+use ursa_proto::peer;
+use ursa_runtime::lease::Deadline;
+
+use super::peers::Method;
 
 /// What is lost on the way to a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -12,6 +18,12 @@ pub enum Cut {
     Requests,
     /// The answers alone.
     Answers,
+    /// Answers to what a leader sends, and its last words. All other calls are answered.
+    Appends,
+    /// Nothing, but answers take this much longer.
+    Late(Duration),
+    /// Answers come, but do not say whose they are.
+    Nameless,
 }
 
 /// See the module's text.
@@ -34,21 +46,31 @@ impl Faults {
         });
     }
 
-    /// Returns when a request to `node` may go.
-    pub(crate) async fn request(&self, node: u64) {
-        self.hold(node, |cut| cut == Cut::Requests).await;
+    fn of(&self, node: u64) -> Option<Cut> {
+        self.0.borrow().get(&node).copied()
     }
 
-    /// Returns when an answer of `node` may be heard. One that was lost stays lost.
-    pub(crate) async fn answer(&self, node: u64) {
-        if self.0.borrow().get(&node).is_some() {
-            std::future::pending::<()>().await;
+    /// Returns when a request to `node` may go.
+    pub(crate) async fn request(&self, node: u64, method: Method) {
+        match self.of(node) {
+            Some(Cut::Requests) => std::future::pending().await,
+            Some(Cut::Appends) if method == Method::TransferLeader => std::future::pending().await,
+            _ => {}
         }
     }
 
-    async fn hold(&self, node: u64, lost: impl Fn(Cut) -> bool) {
-        if self.0.borrow().get(&node).is_some_and(|cut| lost(*cut)) {
-            std::future::pending::<()>().await;
+    /// Returns when an answer of `node` may be heard. One that was lost stays lost.
+    pub(crate) async fn answer(&self, node: u64, method: Method, answer: &mut Result<Response<peer::Answer>, Status>) {
+        match self.of(node) {
+            None => {}
+            Some(Cut::Appends) if method != Method::Append => {}
+            Some(Cut::Requests | Cut::Answers | Cut::Appends) => std::future::pending().await,
+            Some(Cut::Late(by)) => Deadline::after(by).passed().await,
+            Some(Cut::Nameless) => {
+                if let Ok(answer) = answer {
+                    answer.get_mut().from = None;
+                }
+            }
         }
     }
 }

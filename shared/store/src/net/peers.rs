@@ -1,7 +1,7 @@
 //! The members of the group as this node reaches them: connections, calls, and what is known of each.
 //! In: calls with a deadline. Out: the answer of the node that was meant, or why there is none.
 //! Invariants: heartbeats and votes have a connection of their own, so nothing large is ever ahead of them; an answer counts only after
-//! its sender was checked like a caller; a call that was refused had no effect.
+//! its sender was checked like a caller; a call that the other side refused had no effect.
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -72,9 +72,13 @@ pub(crate) enum CallError {
     /// The time was over; the call may have had its effect.
     #[error("no answer within {0:?}")]
     Timeout(Duration),
-    /// Refused by one side or the other.
+    /// Refused by the other side, before it did anything.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(Refusal),
+    /// There is an answer, but this node cannot go by it: it is not from the node that is known here, or is not understood. The call may
+    /// have had its effect.
+    #[error("the answer does not count: {0}")]
+    Unheard(Refusal),
 }
 
 /// One member as this node sees it.
@@ -253,10 +257,11 @@ impl Peers {
         let call = self.shared.head(node, payload);
         let ask = async {
             #[cfg(any(test, feature = "testing"))]
-            self.shared.faults.request(node).await;
+            self.shared.faults.request(node, method).await;
             let mut client = self.client(node, lane);
             let request = Request::new(call);
-            let answer = match method {
+            #[cfg_attr(not(any(test, feature = "testing")), expect(unused_mut, reason = "for faults"))]
+            let mut answer = match method {
                 Method::Append => client.append(request).await,
                 Method::Vote => client.vote(request).await,
                 Method::PreVote => client.pre_vote(request).await,
@@ -266,7 +271,7 @@ impl Peers {
                 Method::Hello => client.hello(request).await,
             };
             #[cfg(any(test, feature = "testing"))]
-            self.shared.faults.answer(node).await;
+            self.shared.faults.answer(node, method, &mut answer).await;
             answer
         };
         match lease::within(limit, ask).await {
@@ -337,35 +342,45 @@ impl Shared {
     /// What an answer says, once it is clear that it is `node`'s.
     ///
     /// # Errors
-    /// [`CallError::Refused`].
+    /// [`CallError::Refused`], [`CallError::Unheard`].
     pub(crate) async fn hear(&self, node: u64, answer: peer::Answer) -> Result<Bytes, CallError> {
         let heard = self.hear_unnoted(node, answer).await;
         match &heard {
             Ok(_) => self.dial.answered(node),
-            Err(refusal) => {
+            Err(CallError::Refused(refusal)) => {
                 self.dial.refused(node, refusal);
                 self.told_of_me(refusal);
             }
+            Err(CallError::Unheard(refusal)) => self.dial.refused(node, refusal),
+            Err(CallError::Unreachable(_) | CallError::Broken(_) | CallError::Timeout(_)) => {}
         }
-        heard.map_err(CallError::Refused)
+        heard
     }
 
-    async fn hear_unnoted(&self, node: u64, answer: peer::Answer) -> Result<Bytes, Refusal> {
+    async fn hear_unnoted(&self, node: u64, answer: peer::Answer) -> Result<Bytes, CallError> {
         // The refusal first: whoever refuses this node may well be unknown to it.
-        let payload = match answer.result {
-            Some(AnswerResult::Payload(payload)) => payload,
-            Some(AnswerResult::Refusal(refusal)) => return Err(super::wire::decode(&refusal)?),
-            None => return Err(malformed("an answer without content")),
-        };
-        let sender = answer.from.ok_or_else(|| malformed("an answer without a sender"))?;
+        match answer.result {
+            Some(AnswerResult::Payload(payload)) => {
+                let checked = self.check_answer(node, answer.from).await;
+                checked.map(|()| payload).map_err(CallError::Unheard)
+            }
+            Some(AnswerResult::Refusal(refusal)) => {
+                let refusal = super::wire::decode(&refusal).map_err(CallError::Unheard)?;
+                Err(CallError::Refused(refusal))
+            }
+            None => Err(CallError::Unheard(malformed("an answer without content"))),
+        }
+    }
+
+    async fn check_answer(&self, node: u64, sender: Option<peer::Sender>) -> Result<(), Refusal> {
+        let sender = sender.ok_or_else(|| malformed("an answer without a sender"))?;
         if sender.node != node {
             return Err(Refusal::OtherNode {
                 asked: node,
                 is: sender.node,
             });
         }
-        self.check_sender(&sender).await?;
-        Ok(payload)
+        self.check_sender(&sender).await
     }
 
     /// Whether to listen to this sender: history and folder. What is new about it is durable on return.

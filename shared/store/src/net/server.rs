@@ -117,7 +117,7 @@ impl Service {
         let SnapshotHead { vote, size } = wire::decode(&head.payload)?;
         let inner = store.inner();
         let received = snapshot::receive(&inner.disk, &inner.snapshots, size, first.data, &mut chunks).await?;
-        answers::install(&inner.raft, vote, received.snapshot.clone()).await
+        answers::install(&inner.raft, vote, received).await
     }
 }
 

@@ -1,7 +1,7 @@
 //! A whole state on its way to a node that is too far behind for the log: a snapshot file, in chunks.
 //! In: the file here. Out: the same file there, aside, until the state machine takes it in.
 //! Invariants: never more than a few chunks in memory on either side; a file that is not whole and intact is never installed; what was
-//! received aside is removed however the transfer ends.
+//! received aside is removed however the transfer ends, once nobody needs it any more.
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +11,8 @@ use tonic::{Request, Streaming};
 use ursa_proto::peer::{Call, Chunk};
 use ursa_runtime::lease;
 
+#[cfg(any(test, feature = "testing"))]
+use super::peers::Method;
 use super::peers::{CallError, Peers, call_error, malformed};
 use super::{Lane, Refusal};
 use crate::disk::{self, Disk, DiskFile};
@@ -97,11 +99,12 @@ pub(crate) async fn send(
     };
     let ask = async {
         #[cfg(any(test, feature = "testing"))]
-        peers.shared.faults.request(node).await;
+        peers.shared.faults.request(node, Method::Append).await;
         let chunks = futures::stream::unfold(reader, Reader::next);
-        let answer = peers.client(node, Lane::Bulk).snapshot(Request::new(chunks)).await;
+        #[cfg_attr(not(any(test, feature = "testing")), expect(unused_mut, reason = "for faults"))]
+        let mut answer = peers.client(node, Lane::Bulk).snapshot(Request::new(chunks)).await;
         #[cfg(any(test, feature = "testing"))]
-        peers.shared.faults.answer(node).await;
+        peers.shared.faults.answer(node, Method::Append, &mut answer).await;
         answer
     };
     match lease::within(limit, ask).await {
@@ -111,22 +114,8 @@ pub(crate) async fn send(
     }
 }
 
-/// A file received aside; removed when this is dropped.
-#[derive(Debug)]
-pub(crate) struct Received {
-    pub(crate) snapshot: RaftSnapshot,
-}
-
-impl Drop for Received {
-    fn drop(&mut self) {
-        // One left behind is removed at the next start.
-        if let Err(error) = self.snapshot.disk.remove(&self.snapshot.path) {
-            tracing::debug!(path = %self.snapshot.path.display(), %error, "cannot remove a received snapshot");
-        }
-    }
-}
-
-/// Receives `size` bytes, of which `first` has come already.
+/// Receives `size` bytes, of which `first` has come already. The file is removed with the last clone of what is returned: a caller that
+/// goes away leaves it to the core, which may have it queued.
 ///
 /// # Errors
 /// The stream breaks off, or brings anything else than announced; the disk.
@@ -136,7 +125,7 @@ pub(crate) async fn receive(
     size: u64,
     first: Bytes,
     chunks: &mut Streaming<Chunk>,
-) -> Result<Received, Refusal> {
+) -> Result<RaftSnapshot, Refusal> {
     if size > MAX_SIZE {
         return Err(malformed("the snapshot is too large"));
     }
@@ -146,9 +135,7 @@ pub(crate) async fn receive(
     };
     let aside = snapshots.clone();
     let (file, path): (Arc<dyn DiskFile>, PathBuf) = disk::run(&**disk, move || Ok(aside.receiving()?)).await.map_err(io)?;
-    let received = Received {
-        snapshot: RaftSnapshot { disk: disk.clone(), path },
-    };
+    let received = RaftSnapshot::aside(disk.clone(), path);
     let (mut offset, mut data) = (0, first);
     loop {
         let end = offset + data.len() as u64;

@@ -92,7 +92,7 @@ impl Connection {
             CallError::Broken(reason) => RPCError::Network(NetworkError::from_string(reason)),
             CallError::Timeout(limit) => RPCError::Timeout(self.timeout(action, limit)),
             // Somebody must correct it, so there is no hurry.
-            CallError::Refused(refusal) => RPCError::Unreachable(Unreachable::from_string(refusal)),
+            CallError::Refused(refusal) | CallError::Unheard(refusal) => RPCError::Unreachable(Unreachable::from_string(refusal)),
         }
     }
 
@@ -105,7 +105,7 @@ impl Connection {
         limit: Duration,
     ) -> Result<T, RPCError<TypeConfig>> {
         let answer = self.peers()?.call(self.target, lane, method, payload, limit).await;
-        let answer = answer.and_then(|bytes| wire::decode(&bytes).map_err(CallError::Refused));
+        let answer = answer.and_then(|bytes| wire::decode(&bytes).map_err(CallError::Unheard));
         answer.map_err(|error| self.failed(action, error))
     }
 
@@ -200,7 +200,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             closed = cancel => return Err(StreamingError::Closed(closed)),
             answer = sending => answer,
         };
-        let answer = answer.and_then(|bytes| wire::decode::<Installed>(&bytes).map_err(CallError::Refused));
+        let answer = answer.and_then(|bytes| wire::decode::<Installed>(&bytes).map_err(CallError::Unheard));
         let answer = answer.map_err(|error| StreamingError::from(self.failed(RPCTypes::InstallSnapshot, error)))?;
         Ok(SnapshotResponse::new(to_vote(answer.vote)))
     }

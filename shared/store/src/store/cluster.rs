@@ -175,7 +175,7 @@ impl Store {
     }
 
     /// The voter with the newest entries, without those already tried.
-    fn furthest(&self, tried: &[u64]) -> Option<u64> {
+    pub(crate) fn furthest(&self, tried: &[u64]) -> Option<u64> {
         let me = self.inner.config.node_id;
         let metrics = self.inner.raft.metrics().borrow_watched().clone();
         let voters: Vec<u64> = metrics.membership_config.membership().voter_ids().collect();

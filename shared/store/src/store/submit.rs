@@ -400,7 +400,7 @@ async fn pass_on(peers: &Peers, way: Way, proposal: &Proposal, deadline: Deadlin
     };
     let payload = wire::encode_with(&head, proposal.encoded());
     let answer = peers.call(way.via, Lane::Calls, Method::Propose, payload, wait).await?;
-    Ok(wire::decode(&answer)?)
+    wire::decode(&answer).map_err(CallError::Unheard)
 }
 
 async fn ask_barrier(peers: &Peers, way: Way, deadline: Deadline) -> Barrier {
@@ -410,7 +410,7 @@ async fn ask_barrier(peers: &Peers, way: Way, deadline: Deadline) -> Barrier {
         relay: way.via != way.leader,
     };
     let answer = peers.call(way.via, Lane::Calls, Method::Barrier, wire::encode(&call), wait).await;
-    let answer = answer.and_then(|bytes| Ok(wire::decode(&bytes)?));
+    let answer = answer.and_then(|bytes| wire::decode(&bytes).map_err(CallError::Unheard));
     answer.unwrap_or_else(|error| Barrier::NoQuorum { reason: error.to_string() })
 }
 
@@ -435,6 +435,8 @@ fn again(error: CallError) -> Again {
     match error {
         CallError::Refused(refusal) => Again::NotNow(refusal.to_string()),
         // Also `Unreachable`: tonic says it of a connection that timed out under a call.
-        error @ (CallError::Unreachable(_) | CallError::Broken(_) | CallError::Timeout(_)) => Again::Doubt(error.to_string()),
+        error @ (CallError::Unreachable(_) | CallError::Broken(_) | CallError::Timeout(_) | CallError::Unheard(_)) => {
+            Again::Doubt(error.to_string())
+        }
     }
 }

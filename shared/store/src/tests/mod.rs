@@ -1,9 +1,11 @@
 //! The whole store: what users of it rely on, over the simulated disk and over files.
 #![allow(clippy::disallowed_methods, reason = "tests of concurrent callers and of a process that is killed")]
 mod bench;
+mod core_ends;
 mod crash;
 mod files;
 mod group;
+mod hooked;
 mod serve;
 
 use std::time::Duration;

@@ -83,7 +83,7 @@ impl Node {
         &self.running.as_ref().unwrap().0
     }
 
-    fn tasks(&self) -> &Tasks {
+    pub(super) fn tasks(&self) -> &Tasks {
         &self.running.as_ref().unwrap().1
     }
 
@@ -98,7 +98,7 @@ impl Node {
 
 /// Nodes 1 to n.
 pub(super) struct Group {
-    nodes: BTreeMap<u64, Node>,
+    pub(super) nodes: BTreeMap<u64, Node>,
     ca: Ca,
     _dir: TempDir,
     _turn: SemaphorePermit<'static>,
@@ -220,8 +220,8 @@ impl Group {
         self.leader_other_than(0).await
     }
 
-    async fn leader_other_than(&self, not: u64) -> u64 {
-        wait("there is a leader", || {
+    pub(super) async fn leader_other_than(&self, not: u64) -> u64 {
+        self.wait("there is a leader", || {
             let running = self.running();
             running.iter().copied().find(|id| {
                 let agree = running
@@ -237,7 +237,7 @@ impl Group {
     /// Waits until all running nodes show the same.
     async fn level(&self) {
         let running = self.running();
-        wait("all nodes show the same", || {
+        self.wait("all nodes show the same", || {
             let newest = running.iter().map(|id| self.store(*id).status().applied).max().unwrap();
             let level = running.iter().all(|id| self.store(*id).status().applied == newest);
             level.then_some(())
@@ -252,6 +252,39 @@ impl Group {
     fn term(&self) -> u64 {
         self.running().iter().map(|id| self.store(*id).status().term).max().unwrap()
     }
+
+    /// As [`wait`], and says what every node is at when it was in vain.
+    async fn wait<T>(&self, what: &str, ask: impl FnMut() -> Option<T>) -> T {
+        wait_or(what, ask, || self.report()).await
+    }
+
+    /// What every running node knows of itself and the others, a line each.
+    fn report(&self) -> String {
+        use std::sync::atomic::Ordering::Acquire;
+        let mut report = String::new();
+        for id in self.running() {
+            let (status, shared) = (self.store(id).status(), &self.store(id).peers().unwrap().shared);
+            let peers: Vec<String> = status
+                .peers
+                .iter()
+                .map(|(id, peer)| format!("{id}: {:?} {:?} {:?}", peer.answered_ago, peer.unreachable, peer.problem))
+                .collect();
+            report += &format!(
+                "\n  node {id}: {:?}, term {}, leader {:?}, log {:?}, applied {:?}, quorum {:?} ago, admitted {}, muted {}, replaced {}, {:?}, peers {peers:?}",
+                status.role,
+                status.term,
+                status.leader,
+                status.last_log,
+                status.applied,
+                status.quorum_age,
+                status.admitted,
+                shared.muted.load(Acquire),
+                shared.replaced.load(Acquire),
+                shared.faults,
+            );
+        }
+        report
+    }
 }
 
 /// Takes a folder away. What a node that was killed still has in hand ends up in the folder aside: a process that dies takes its threads
@@ -261,13 +294,17 @@ fn lose(folder: &Path) {
 }
 
 /// Polls until there is an answer, or fails.
-async fn wait<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+pub(super) async fn wait<T>(what: &str, ask: impl FnMut() -> Option<T>) -> T {
+    wait_or(what, ask, String::new).await
+}
+
+async fn wait_or<T>(what: &str, mut ask: impl FnMut() -> Option<T>, report: impl Fn() -> String) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(Instant::now() < deadline, "in vain: {what}");
+        assert!(Instant::now() < deadline, "in vain: {what}{}", report());
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }

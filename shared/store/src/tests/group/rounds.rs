@@ -8,11 +8,16 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use super::{Cut, Group, wait};
+use super::{Cut, Group};
 use crate::tests::{set, value};
 use crate::{Store, Timings};
 
 const ROUNDS: u64 = 12;
+
+/// A number from the environment: to look for more with other seeds.
+fn given(name: &str, usual: u64) -> u64 {
+    std::env::var(name).map_or(usual, |text| text.parse().unwrap())
+}
 
 /// Writes counting values into one key through whichever node is given it, until told to stop. Returns the newest acknowledged.
 async fn writer(name: String, through: Arc<Mutex<Vec<Store>>>, acknowledged: Arc<Mutex<BTreeMap<String, u64>>>, stop: Arc<AtomicBool>) {
@@ -40,12 +45,17 @@ async fn writer(name: String, through: Arc<Mutex<Vec<Store>>>, acknowledged: Arc
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_over_many_deaths() {
-    let seed = 0x5eed;
+    let (seed, rounds, heartbeat) = (
+        given("ROUNDS_SEED", 0x5eed),
+        given("ROUNDS", ROUNDS),
+        given("ROUNDS_HEARTBEAT_MS", 80),
+    );
     let mut rng = StdRng::seed_from_u64(seed);
+    let heartbeat = Duration::from_millis(heartbeat);
     let timings = Timings {
-        heartbeat: Duration::from_millis(80),
-        election_min: Duration::from_millis(240),
-        election_max: Duration::from_millis(450),
+        heartbeat,
+        election_min: heartbeat * 3,
+        election_max: heartbeat * 11 / 2,
         snapshot_every: 300,
     };
     let mut group = Group::new(3, timings).await;
@@ -62,7 +72,7 @@ async fn nothing_acknowledged_is_lost_over_many_deaths() {
     let writers: Vec<_> = (0..4)
         .map(|lane| tokio::spawn(writer(format!("lane{lane}"), through.clone(), acknowledged.clone(), stop.clone())))
         .collect();
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         let victim = if rng.random_bool(0.5) {
             group.leader().await
         } else {
@@ -82,10 +92,13 @@ async fn nothing_acknowledged_is_lost_over_many_deaths() {
             let cut = if rng.random_bool(0.5) { Cut::Requests } else { Cut::Answers };
             group.isolate(victim, Some(cut));
         }
-        wait(&format!("round {round}: writes go on without node {victim}"), || {
-            (acknowledged.lock().values().sum::<u64>() > before + 8).then_some(())
-        })
-        .await;
+        let how = if dies { "dead" } else { "cut off" };
+        group
+            .wait(
+                &format!("seed {seed:#x}, round {round}: writes go on without node {victim}, which is {how}"),
+                || (acknowledged.lock().values().sum::<u64>() > before + 8).then_some(()),
+            )
+            .await;
         if dies {
             group.node(victim).start().await.unwrap();
             *through.lock() = group.nodes.values().map(|node| node.store().clone()).collect();
