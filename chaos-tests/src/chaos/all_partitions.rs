@@ -37,7 +37,7 @@ pub async fn run(stage: &mut Stage<'_>, count: usize) -> anyhow::Result<()> {
         if let (Expected::Fails, Some(took)) = (expected, seen.accepted) {
             elections.record(took);
         }
-        wrongs.extend(leadership::wrong(expected, &seen, limit).map(|why| format!("{partition}, {} led: {why}", seen.before.0)));
+        wrongs.extend(leadership::wrong(expected, &seen, stage.slack).map(|why| format!("{partition}, {} led: {why}", seen.before.0)));
     }
     stage.demo.report.verdict(
         oracles::LEADERSHIP,
@@ -75,7 +75,7 @@ pub async fn any(stage: &mut Stage<'_>) -> anyhow::Result<()> {
     let Some(partition) = all.pop() else { return Ok(()) };
     let limit = LIMIT * stage.slack;
     let (expected, seen) = one(stage, &partition, &nodes, limit).await?;
-    let wrong = leadership::wrong(expected, &seen, limit);
+    let wrong = leadership::wrong(expected, &seen, stage.slack);
     stage.demo.report.verdict(
         oracles::LEADERSHIP,
         &format!("{partition}: the right one leads, in time"),

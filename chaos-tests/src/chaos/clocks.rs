@@ -11,9 +11,11 @@ use crate::faults::clock;
 
 /// How long the clock is off.
 const LASTS: Duration = Duration::from_secs(3);
-/// By so many seconds: a leap, what a wrong start-up sets right, a wrong time zone. Not back by more than a token's or certificate's
-/// leeway: who is that wrong refuses them, rightly.
-const JUMPS: [i64; 4] = [1, -20, 60, 2 * 3600];
+/// By so many seconds: a leap, what a wrong start-up sets right, a wrong time zone. Not back by more than a token's leeway of 5 s: a node
+/// that is further behind rightly refuses the tokens of this very run.
+const JUMPS: [i64; 4] = [1, -3, 60, 2 * 3600];
+/// What chance may pick, in seconds.
+pub const ANY: std::ops::Range<i64> = -4..4_000;
 
 /// # Errors
 /// If the cluster is not whole afterwards.

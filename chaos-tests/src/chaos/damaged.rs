@@ -15,7 +15,7 @@ use crate::harness::{POLL, Poll, wait_through};
 use crate::oracles;
 
 /// What a node says about its damaged files.
-const SAID: [Allowed; 4] = [
+const SAID: [Allowed; 3] = [
     Allowed {
         process: "global-",
         text: "/log",
@@ -30,11 +30,6 @@ const SAID: [Allowed; 4] = [
         process: "global-",
         text: ".json",
         reason: "the scenario damaged a file of the folder",
-    },
-    Allowed {
-        process: "global-",
-        text: "the process ends: a task failed",
-        reason: "a node that refuses its folder ends",
     },
 ];
 
@@ -72,6 +67,7 @@ pub async fn run(stage: &mut Stage<'_>, damages: &[Damage]) -> anyhow::Result<()
 
 async fn one(stage: &mut Stage<'_>, name: &str, ip: std::net::Ipv4Addr, damaged: Damaged) -> anyhow::Result<()> {
     let what = damaged.what.clone();
+    let length = stage.demo.fleet.log_length(name);
     kill::end(&stage.demo.fleet, name)?;
     stage.demo.fleet.may_end(name)?;
     let ready = stage.demo.diagnostics(ip).with_deadline(Duration::from_secs(2));
@@ -85,14 +81,17 @@ async fn one(stage: &mut Stage<'_>, name: &str, ip: std::net::Ipv4Addr, damaged:
         }))
     })
     .await;
-    let told = logs::tail(&stage.demo.fleet.log(name), 12);
+    let told = logs::since(&stage.demo.fleet.log(name), length);
+    // It names the file, and not only that something is wrong.
+    let named = told
+        .lines()
+        .find(|line| line.starts_with("Error:") && ["/log/", ".json", "/cache"].iter().any(|part| line.contains(part)));
     let outcome = match started {
         Ok((None, _)) => Outcome::Repaired,
-        // It names the file, and not only that something is wrong.
-        Ok((Some(how), _)) if how == "exit code 1" && ["log/", ".json", "cache"].iter().any(|part| told.contains(part)) => {
-            Outcome::Refused(told.lines().last().unwrap_or_default().to_owned())
-        }
-        Ok((Some(how), _)) => Outcome::Neither(format!("{how}: {told}")),
+        Ok((Some(how), _)) => match named {
+            Some(line) if how == "exit code 1" => Outcome::Refused(line.to_owned()),
+            Some(_) | None => Outcome::Neither(format!("{how}: {}", logs::tail(&stage.demo.fleet.log(name), 8))),
+        },
         Err(error) => Outcome::Neither(format!("{error:#}")),
     };
     let (fine, detail) = match &outcome {

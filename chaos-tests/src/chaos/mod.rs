@@ -17,6 +17,7 @@ pub mod links;
 pub mod outage;
 pub mod partition;
 pub mod pauses;
+pub mod power;
 pub mod soak;
 pub mod stage;
 pub mod wiped;
@@ -78,7 +79,7 @@ const fn scenario(name: &'static str, needs: Needs, rounds: u32, about: &'static
 }
 
 /// All of them.
-pub const SCENARIOS: [Scenario; 13] = [
+pub const SCENARIOS: [Scenario; 14] = [
     scenario(
         "leader-kill",
         Needs::Cluster,
@@ -139,6 +140,12 @@ pub const SCENARIOS: [Scenario; 13] = [
         Needs::Shim,
         1,
         "disks are full, slow, or fail to sync: a follower's, the leader's, all",
+    ),
+    scenario(
+        "power",
+        Needs::Shim,
+        3,
+        "one, two, all nodes lose their power at once, and what was not synced",
     ),
     scenario("clocks", Needs::Shim, 1, "the time of day jumps at one node"),
     scenario(
@@ -239,6 +246,7 @@ async fn staged(demo: &mut Demo, links: &Links, name: &str, settings: &Settings)
         "wiped" => wiped::run(&mut stage, rounds).await,
         "damaged" => damaged::run(&mut stage, &damage::ALL[..many.min(damage::ALL.len())]).await,
         "disks" => disks::run(&mut stage, rounds).await,
+        "power" => power::run(&mut stage, rounds).await,
         "clocks" => clocks::run(&mut stage, rounds).await,
         "soak" => soak::run(&mut stage, rounds, settings.lasts).await,
         _ => Err(anyhow::anyhow!("there is no scenario {name}")),

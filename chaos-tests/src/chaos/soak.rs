@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::chaos::cluster;
 use crate::chaos::stage::Stage;
-use crate::chaos::{all_partitions, clocks, disks, flapping, leader, outage, pauses};
+use crate::chaos::{all_partitions, clocks, disks, flapping, leader, outage, pauses, power};
 use crate::demo::{SOON, START};
 use crate::faults::{Partition, Weather, kill};
 
@@ -27,11 +27,12 @@ enum Fault {
     FlappingLeader,
     SlowLinks,
     SlowDisks,
+    PowerLoss,
     Clock,
     RestartZone,
 }
 
-const FAULTS: [Fault; 12] = [
+const FAULTS: [Fault; 13] = [
     Fault::KillLeader,
     Fault::KillFollower,
     Fault::KillDuringPartition,
@@ -42,6 +43,7 @@ const FAULTS: [Fault; 12] = [
     Fault::FlappingLeader,
     Fault::SlowLinks,
     Fault::SlowDisks,
+    Fault::PowerLoss,
     Fault::Clock,
     Fault::RestartZone,
 ];
@@ -90,8 +92,12 @@ async fn one(stage: &mut Stage<'_>, fault: Fault) -> anyhow::Result<()> {
             Ok(())
         }
         Fault::SlowDisks => disks::slow(stage).await,
+        Fault::PowerLoss => {
+            let count = stage.rng.random_range(1..=stage.demo.topology.globals.len());
+            power::lose(stage, count).await
+        }
         Fault::Clock => {
-            let (seconds, of_leader) = (stage.rng.random_range(-20..4_000), stage.rng.random_bool(0.5));
+            let (seconds, of_leader) = (stage.rng.random_range(clocks::ANY), stage.rng.random_bool(0.5));
             clocks::jump(stage, seconds, of_leader).await
         }
         Fault::RestartZone => {

@@ -18,6 +18,7 @@ use crate::harness::wait::pause_until;
 use crate::harness::{POLL, Poll, wait_through};
 use crate::oracles;
 use crate::oracles::caps::{self, Watch};
+use crate::oracles::leadership::{self, Expected, Seen};
 use crate::oracles::replicas;
 
 /// Writes that must pass after each fault.
@@ -85,9 +86,15 @@ impl Stage<'_> {
         Ok(standing)
     }
 
-    /// The same process leads in the same term as before.
+    /// The same process leads in the same term as before, as [`leadership`] has it.
     pub fn same_leader(&mut self, before: Standing, after: Standing, during: &str) {
-        let same = (before.leader, before.term) == (after.leader, after.term);
+        let of = |standing: Standing| (standing.leader.unwrap_or_default(), standing.term);
+        let seen = Seen {
+            before: of(before),
+            after: of(after),
+            accepted: Some(Duration::ZERO),
+        };
+        let same = leadership::wrong(Expected::Stays, &seen, self.slack).is_none();
         let told = |s: Standing| format!("{} in term {}", s.leader.unwrap_or_default(), s.term);
         self.demo.report.verdict(
             oracles::LEADERSHIP,

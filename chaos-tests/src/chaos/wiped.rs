@@ -10,21 +10,14 @@ use crate::harness::logs::{self, Allowed};
 use crate::harness::{POLL, Poll, wait_through};
 use crate::oracles;
 
-/// What a node says that is refused, and those that refuse it.
-const REFUSED: [Allowed; 2] = [
-    Allowed {
-        process: "global-",
-        text: "lost its data folder",
-        reason: "the scenario took it away",
-    },
-    Allowed {
-        process: "global-",
-        text: "the process ends: a task failed",
-        reason: "a node that is refused ends",
-    },
-];
-/// In the words of the node that is refused.
-const WAY_OUT: &str = "data folder";
+/// What is said of a node that is refused, by itself and by the others.
+const REFUSED: [Allowed; 1] = [Allowed {
+    process: "global-",
+    text: WAY_OUT,
+    reason: "the scenario took the folder away",
+}];
+/// The way out, in the words of the node that is refused.
+const WAY_OUT: &str = "restore the folder it had, or remove node";
 
 /// # Errors
 /// If the cluster does not recover.
@@ -39,6 +32,7 @@ pub async fn run(stage: &mut Stage<'_>, rounds: u32) -> anyhow::Result<()> {
         let name = node.name();
         stage.demo.report.injected("wipe", &format!("{name} loses its data folder"));
         kill::begin(&stage.demo.fleet, &name, SOON).await?;
+        let length = stage.demo.fleet.log_length(&name);
         let wiped = Wiped::begin(&stage.demo.places.data.join(&name))?;
         kill::end(&stage.demo.fleet, &name)?;
         stage.demo.fleet.may_end(&name)?;
@@ -49,16 +43,17 @@ pub async fn run(stage: &mut Stage<'_>, rounds: u32) -> anyhow::Result<()> {
             })
         })
         .await;
-        let told = logs::tail(&stage.demo.fleet.log(&name), 5);
+        let told = logs::since(&stage.demo.fleet.log(&name), length);
+        let why = told.lines().find(|line| line.contains(WAY_OUT));
         let (how, refused) = match &ended {
-            Ok((how, _)) => (how.clone(), how != "exit code 0" && told.contains(WAY_OUT)),
+            Ok((how, _)) => (how.clone(), how == "exit code 1" && why.is_some()),
             Err(error) => (format!("{error:#}"), false),
         };
         stage.demo.report.verdict(
             oracles::CRASHES,
             &format!("{name} without its data folder is refused and says why"),
             refused,
-            format!("{how}; {}", told.lines().last().unwrap_or_default()),
+            format!("{how}: {}", why.unwrap_or("it does not say why")),
         );
         let writes = stage.background.until_further(20).await;
         if ended.is_err() {

@@ -88,6 +88,11 @@ pub async fn end(demo: &mut Demo, judged: Judged, touched: bool) {
 fn scan(demo: &Demo, lengths: &BTreeMap<String, u64>) -> Findings {
     let allowed: Vec<Allowed> = ALLOWED.iter().chain(&demo.allowed).copied().collect();
     let mut found = logs::scan_until(&demo.fleet.dir().join("logs"), lengths, &allowed);
+    let known = |f: &Finding| {
+        let mut rules = demo.known_crashes.iter();
+        rules.any(|rule| f.process.starts_with(rule.process) && f.text.contains(rule.text))
+    };
+    found.crashes.retain(|f| !known(f));
     for proxy in demo.topology.proxies() {
         let log = proxy.work_dir(&demo.places.data).join("envoy.log");
         found.crashes.extend(logs::crashes_in(&format!("{}/envoy", proxy.name), &log));

@@ -71,6 +71,8 @@ pub struct Demo {
     pub kills: u32,
     /// WARN and ERROR lines that what was done brings about.
     pub allowed: Vec<Allowed>,
+    /// Panics that what was done brings about in code of others.
+    pub known_crashes: Vec<Allowed>,
     /// Counts the PUTs, which go to the nodes by turns.
     turn: usize,
 }
@@ -166,6 +168,7 @@ impl Demo {
             changes: options.changes,
             kills: options.kills,
             allowed: Vec::new(),
+            known_crashes: Vec::new(),
             turn: 0,
         })
     }

@@ -15,6 +15,7 @@
 //! | [`disk_full`] | writes fail, reads do not |
 //! | [`slow_sync`] | syncs take longer |
 //! | [`failing_sync`] | syncs fail |
+//! | [`power_loss`] | what was not synced is gone |
 //! | [`clock`] | the time of day jumps |
 pub mod clock;
 pub mod damage;
@@ -23,6 +24,7 @@ pub mod failing_sync;
 pub mod kill;
 pub mod partition;
 pub mod pause;
+pub mod power_loss;
 pub mod proxy;
 pub mod shim;
 pub mod slow_sync;

@@ -2,7 +2,7 @@
 //!
 //! In: a C compiler, the name of a process. Out: a library to preload, and a [`Control`] of what it does in that process.
 //! Invariant: without a fault the library passes every call on as it is. The code is `shim/shim.c`, which says what is touched.
-//! Not here: loss of what was never synced; the simulation of the store does that.
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -57,7 +57,7 @@ impl Shim {
     ///
     /// # Errors
     /// If its control file cannot be made.
-    pub fn environment(&self, process: &str) -> anyhow::Result<[(&'static str, String); 2]> {
+    pub fn environment(&self, process: &str) -> anyhow::Result<[(&'static str, String); 3]> {
         let file = self.file(process);
         if !file.exists() {
             fs::write(&file, [0; NUMBERS * 8]).with_context(|| format!("cannot write {}", file.display()))?;
@@ -65,6 +65,7 @@ impl Shim {
         Ok([
             ("LD_PRELOAD", self.library.display().to_string()),
             ("CHAOS_SHIM", file.display().to_string()),
+            ("CHAOS_SYNCED", self.synced_file(process).display().to_string()),
         ])
     }
 
@@ -77,6 +78,24 @@ impl Shim {
         let open = fs::OpenOptions::new().write(true).open(&file);
         let open = open.with_context(|| format!("{process} has no {}", file.display()))?;
         Ok(open.write_all_at(&value.to_le_bytes(), effect as u64 * 8)?)
+    }
+
+    /// How long each file was when its last sync began that succeeded. A file that is not named was never synced under its name.
+    ///
+    /// # Errors
+    /// If the record cannot be read.
+    pub fn synced(&self, process: &str) -> anyhow::Result<BTreeMap<PathBuf, u64>> {
+        let file = self.synced_file(process);
+        let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        let known = |line: &str| {
+            let (length, path) = line.split_once(' ')?;
+            Some((PathBuf::from(path), length.parse().ok()?))
+        };
+        Ok(text.lines().filter_map(known).collect())
+    }
+
+    fn synced_file(&self, process: &str) -> PathBuf {
+        self.dir.join(format!("{process}.synced"))
     }
 
     fn file(&self, process: &str) -> PathBuf {
@@ -134,5 +153,12 @@ mod tests {
         shim.set("p", Effect::ClockOffset, 0).unwrap();
         assert!((now..=now + 1).contains(&year()) && run(&shim, &write).0);
         assert!(shim.set("other", Effect::WriteError, 1).is_err());
+
+        // What was written after the last sync is not on the disk.
+        let length = fs::metadata(&file).unwrap().len();
+        assert!(run(&shim, &format!("echo more >> {}", file.display())).0);
+        let path = file.canonicalize().unwrap();
+        assert_eq!(shim.synced("p").unwrap().get(&path), Some(&length));
+        assert!(fs::metadata(&file).unwrap().len() > length);
     }
 }

@@ -351,8 +351,14 @@ impl Fleet {
     pub fn log_lengths(&self) -> BTreeMap<String, u64> {
         self.names()
             .into_iter()
-            .map(|name| (name.clone(), std::fs::metadata(self.log(&name)).map_or(0, |m| m.len())))
+            .map(|name| (name.clone(), self.log_length(&name)))
             .collect()
+    }
+
+    /// The present length of one log, for [`logs::since`].
+    #[must_use]
+    pub fn log_length(&self, name: &str) -> u64 {
+        std::fs::metadata(self.log(name)).map_or(0, |m| m.len())
     }
 
     /// Processes of this fleet that are alive, grandchildren and orphans included.

@@ -113,6 +113,18 @@ fn is_warning(line: &str) -> bool {
     line.split_whitespace().take(3).any(|word| word == "WARN" || word == "ERROR")
 }
 
+/// What a file has gained since it was `length` bytes long; a message if it cannot be read.
+#[must_use]
+pub fn since(path: &Path, length: u64) -> String {
+    match std::fs::read(path) {
+        Ok(bytes) => {
+            let from = usize::try_from(length).unwrap_or(usize::MAX).min(bytes.len());
+            String::from_utf8_lossy(&bytes[from..]).into_owned()
+        }
+        Err(error) => format!("(cannot read {}: {error})", path.display()),
+    }
+}
+
 /// The last `lines` lines of a file; a message if it cannot be read.
 #[must_use]
 pub fn tail(path: &Path, lines: usize) -> String {
@@ -165,6 +177,15 @@ mod tests {
             ..rule
         };
         assert_eq!(scanned(usize::MAX, &[other]).warnings.len(), 3);
+    }
+
+    #[test]
+    fn what_is_new_in_a_log_is_told_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.log");
+        std::fs::write(&path, "old\nnew\n").unwrap();
+        assert_eq!((since(&path, 4).as_str(), since(&path, 99).as_str()), ("new\n", ""));
+        assert!(since(&dir.path().join("none"), 0).contains("cannot read"));
     }
 
     #[test]

@@ -46,13 +46,15 @@ pub struct Seen {
     pub accepted: Option<Duration>,
 }
 
-/// What is wrong with it.
+/// What is wrong with it. `slack` is 1 on a machine that does nothing else; on a busier one the limit is so many times as long, and
+/// there may be one election less than that without need: a process that gets no time to run is no leader.
 #[must_use]
-pub fn wrong(expected: Expected, seen: &Seen, limit: Duration) -> Option<String> {
+pub fn wrong(expected: Expected, seen: &Seen, slack: u32) -> Option<String> {
+    let limit = LIMIT * slack;
     let Seen { before, after, accepted } = seen;
     let late = accepted.is_none_or(|took| took > limit);
     match expected {
-        Expected::Stays if before != after => Some(format!(
+        Expected::Stays if after.1 >= before.1 + u64::from(slack) || after.1 == before.1 && after.0 != before.0 => Some(format!(
             "an election, though the leader had a majority: {} led in term {}, then {} in term {}",
             before.0, before.1, after.0, after.1
         )),
@@ -91,7 +93,7 @@ mod tests {
             after,
             accepted: accepted.map(ms),
         };
-        let is_wrong = |expected, seen: Seen| wrong(expected, &seen, LIMIT).is_some();
+        let is_wrong = |expected, seen: Seen| wrong(expected, &seen, 1).is_some();
         assert!(!is_wrong(Expected::Stays, seen((1, 4), Some(20))));
         assert!(is_wrong(Expected::Stays, seen((1, 6), Some(20))), "the same node in a later term");
         assert!(is_wrong(Expected::Stays, seen((2, 5), Some(20))));
@@ -100,5 +102,8 @@ mod tests {
         assert!(is_wrong(Expected::Fails, seen((2, 5), Some(2100))));
         assert!(is_wrong(Expected::Fails, seen((2, 5), None)));
         assert!(!is_wrong(Expected::Nothing, seen((2, 9), None)));
+        let with_slack = |seen: Seen| wrong(Expected::Stays, &seen, 3).is_some();
+        assert!(!with_slack(seen((2, 6), Some(5_900))) && with_slack(seen((2, 7), Some(20))) && with_slack(seen((1, 4), Some(6_100))));
+        assert!(with_slack(seen((2, 4), Some(20))), "two leaders of one term");
     }
 }

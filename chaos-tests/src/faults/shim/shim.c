@@ -2,11 +2,13 @@
  *
  * In:  CHAOS_SHIM names a file of 64-bit numbers; see `enum`. All zero: nothing happens.
  * Out: writes to regular files fail with an error, syncs fail or take longer, the time of day is another one.
+ *      CHAOS_SYNCED names a file that gets a line "length path" for every file that was synced, with its length when the sync began.
  * Note: standard output and error are left alone, for they are the log that a test reads. Files of other kinds too. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -19,9 +21,11 @@
 enum { WRITE_ERROR, SYNC_ERROR, SYNC_DELAY_US, CLOCK_OFFSET_MS, NUMBERS };
 
 static volatile const int64_t *control;
+static int synced = -1;
 
 __attribute__((constructor)) static void begin(void) {
-    const char *path = getenv("CHAOS_SHIM");
+    const char *record = getenv("CHAOS_SYNCED"), *path = getenv("CHAOS_SHIM");
+    if (record != NULL) synced = open(record, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
     if (path == NULL) return;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0) return;
@@ -60,7 +64,20 @@ int fallocate64(int fd, int mode, off64_t at, off64_t length) {
     return refused(fd) ? -1 : (int)syscall(SYS_fallocate, fd, mode, at, length);
 }
 
+static void record(int fd, off_t length) {
+    char link[32], line[4200];
+    snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+    int start = snprintf(line, sizeof line, "%lld ", (long long)length);
+    ssize_t path = readlink(link, line + start, sizeof line - start - 1);
+    if (path <= 0) return;
+    line[start + path] = '\n';
+    /* One write, so that lines of several threads do not mix. */
+    if (syscall(SYS_write, synced, line, start + path + 1) < 0) return;
+}
+
 static int sync_with(long call, int fd) {
+    struct stat before;
+    int known = synced >= 0 && fstat(fd, &before) == 0 && S_ISREG(before.st_mode);
     if (regular(fd)) {
         int64_t delay = number(SYNC_DELAY_US), error = number(SYNC_ERROR);
         if (delay > 0) {
@@ -72,7 +89,9 @@ static int sync_with(long call, int fd) {
             return -1;
         }
     }
-    return (int)syscall(call, fd);
+    int done = (int)syscall(call, fd);
+    if (done == 0 && known) record(fd, before.st_size);
+    return done;
 }
 
 int fsync(int fd) { return sync_with(SYS_fsync, fd); }
