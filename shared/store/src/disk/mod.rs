@@ -97,6 +97,16 @@ pub trait DiskFile: Debug + Send + Sync {
     /// The length is as before or as asked.
     fn set_len(&self, len: u64) -> io::Result<()>;
 
+    /// Takes space for `len` bytes from `from` on, the end of the file, which read as zeros until they are written. Syncs of what is
+    /// written there need not make a new length durable too, which on a journaling file system costs as much again. Only a hint; by
+    /// default nothing is taken.
+    ///
+    /// # Errors
+    /// No space, or the file system cannot; the length may be as before or as asked.
+    fn reserve(&self, _from: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Makes content and length durable (`fdatasync`).
     ///
     /// # Errors

@@ -73,6 +73,7 @@ pub(super) fn open<E: Item>(disk: &Arc<dyn Disk>, dir: &Path, options: Options) 
         file: good.file.clone(),
         written: good.end,
         durable: good.end,
+        reserved: good.end,
         named: true,
     };
     let path = segment::path(dir, seq);
@@ -236,7 +237,9 @@ impl<E: Item> Scan<'_, E> {
                             format!("{reason}, and the record at {proof} was written after this was durable"),
                         ));
                     }
-                    tracing::warn!(path = %path.display(), offset = at, bytes = bytes.len() - at, reason, "torn tail of the log: cut");
+                    if bytes.iter().skip(at).any(|byte| *byte != 0) {
+                        tracing::warn!(path = %path.display(), offset = at, bytes = bytes.len() - at, reason, "torn tail of the log: cut");
+                    }
                     break;
                 }
             }
