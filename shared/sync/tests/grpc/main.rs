@@ -4,6 +4,7 @@
 #[path = "../../src/testing.rs"]
 mod testing;
 
+mod elsewhere;
 mod misuse;
 mod nodes;
 mod pipe;
@@ -43,10 +44,12 @@ use ursa_proto::{
     kds::{ZoneHealthCheckRequest, global_kds_service_client::GlobalKdsServiceClient, kds_sync_service_client::KdsSyncServiceClient},
 };
 use ursa_runtime::{OnExit, Stages, Tasks, serve, tls};
-use ursa_state::{Applied, Changeset, Role};
+use ursa_state::{Applied, Changeset, GlobalRevision, Role};
 use ursa_sync::{
     Claims, ClientConfig, ClientParts, ClientStatus, Group, KdsClient, KdsServer, MAX_DECODED_BYTES, Metrics, PROGRESS_TYPE_URL, Quorum,
-    ServerConfig, ServerParts, Sink, SinkError, Source, TokenAuth, client::Token, peer::Identity,
+    ServerConfig, ServerParts, Sink, SinkError, Source, TokenAuth,
+    client::{Elsewhere, Token},
+    peer::Identity,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -287,6 +290,7 @@ struct Zone {
     memory: Memory,
     name: &'static str,
     status: watch::Receiver<ClientStatus>,
+    elsewhere: Elsewhere,
     stages: Stages,
     metrics: Metrics,
     tasks: Tasks,
@@ -333,11 +337,13 @@ impl Zone {
             metrics: metrics.clone(),
         };
         let (client, status) = KdsClient::new(config, parts).unwrap();
+        let elsewhere = client.elsewhere();
         tasks.spawn("kds", OnExit::Shutdown, |cancel| client.run(cancel));
         Self {
             memory,
             name,
             status,
+            elsewhere,
             stages,
             metrics,
             tasks,
