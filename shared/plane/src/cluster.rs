@@ -8,13 +8,15 @@ use anyhow::{Context, Result};
 use tokio::sync::watch;
 use tracing::{error, info};
 use ursa_runtime::{
-    CancellationToken, Readiness, fs, heartbeat,
+    CancellationToken, Readiness,
+    config::Secret,
+    fs, heartbeat,
     tasks::{OnExit, Tasks},
 };
 use ursa_store::{ClusterConfig, NodeTls, PeerNode, QuorumContact, Store};
 use ursa_sync::Quorum;
 
-use crate::config::{Cluster, Timing};
+use crate::config::{Cluster, FirstStart, Timing};
 
 /// A PEM file has some kilobytes.
 const MAX_PEM: u64 = 1024 * 1024;
@@ -41,6 +43,26 @@ fn node_tls(cluster: &Cluster) -> Result<NodeTls> {
         cert_pem: read(&cluster.cert_file)?,
         key_pem: read(&cluster.key_file)?,
     })
+}
+
+/// The token with which this node joins; `None` if it does not, or if the file is gone, as it may be afterwards.
+fn join_token(cluster: &Cluster) -> Result<Option<Secret<String>>> {
+    let Some(path) = &cluster.join_token_file else { return Ok(None) };
+    if !path.exists() {
+        info!(file = %path.display(), "there is no join token: this node must have joined before");
+        return Ok(None);
+    }
+    let bytes = fs::read_bounded(path, MAX_PEM).with_context(|| format!("cannot read {}", path.display()))?;
+    let token = String::from_utf8(bytes).with_context(|| format!("{} is no token", path.display()))?;
+    Ok(Some(Secret::new(token.trim().to_owned())))
+}
+
+/// What the node does while it has nothing.
+pub(crate) fn first_start(cluster: &Cluster) -> ursa_store::FirstStart {
+    match cluster.first_start {
+        FirstStart::Found => ursa_store::FirstStart::Found,
+        FirstStart::Wait | FirstStart::Join => ursa_store::FirstStart::WaitToBeAdded,
+    }
 }
 
 /// The store's part of the configuration. Certificate files that change are taken up while the process runs.
@@ -70,6 +92,7 @@ pub(crate) fn store_config(cluster: &Cluster, tasks: &Tasks) -> Result<ClusterCo
     Ok(ClusterConfig {
         members: cluster.addresses(),
         dial: cluster.detours(),
+        join: join_token(cluster)?,
         tls,
     })
 }
@@ -97,7 +120,10 @@ pub(crate) async fn watch_readiness(store: Store, patience: Duration, readiness:
     loop {
         // Contact counts from the start; only the first answer of a majority proves that there is one.
         recovered = recovered || store.status().recovered;
-        let answers = recovered && leader.borrow_and_update().is_some() && contact.borrow().age() < patience;
+        // A change of leader is no reason: requests wait for the next one. Whoever is asked whether this node is ready would find none that
+        // is, of all nodes at once, for something that takes less than a second.
+        leader.mark_unchanged();
+        let answers = recovered && contact.borrow().age() < patience;
         match (answers, &guard) {
             (true, Some(_)) => guard = None,
             (false, None) => {

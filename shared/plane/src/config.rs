@@ -87,12 +87,30 @@ pub struct Cluster {
     /// fail-over takes up to about twice as long. Default 450ms.
     #[serde(with = "humantime_serde")]
     pub election_timeout_max: Duration,
+    /// What this node does while it has nothing yet: `found` the group together with the other members, `wait` until a node that has data
+    /// takes it in (a control plane of one node that grows: the node with the data founds, the empty ones wait), or `join` a group that runs.
+    /// Afterwards it means nothing. Default `found`.
+    pub first_start: FirstStart,
+    /// With `first_start: join`: file with the token that `POST /cluster/members` or `global-cp member add` gave for this node. It may be
+    /// deleted once the node has joined.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub join_token_file: Option<PathBuf>,
     /// This node's certificate, PEM; `global-cp pki node` makes it. It also serves the REST API and zone sync unless `tls` is configured.
     pub cert_file: PathBuf,
     /// Its private key, PEM.
     pub key_file: PathBuf,
     /// The cluster's CA, PEM.
     pub ca_file: PathBuf,
+}
+
+/// What a node does on its first start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FirstStart {
+    #[default]
+    Found,
+    Wait,
+    Join,
 }
 
 /// A node and where it is reached.
@@ -115,6 +133,8 @@ impl Default for Cluster {
             heartbeat: timings.heartbeat,
             election_timeout_min: timings.election_min,
             election_timeout_max: timings.election_max,
+            first_start: FirstStart::default(),
+            join_token_file: None,
             cert_file: PathBuf::new(),
             key_file: PathBuf::new(),
             ca_file: PathBuf::new(),
@@ -148,6 +168,13 @@ impl Cluster {
             });
         }
         timings::check(self, problems);
+        problems.check((self.first_start == FirstStart::Join) == self.join_token_file.is_some(), || {
+            "cluster.join_token_file goes with cluster.first_start: join, and is needed for it".into()
+        });
+        problems.check(
+            self.first_start == FirstStart::Found || members.len() > 1 || self.members.is_empty(),
+            || "cluster.members must name the nodes of the group that this one waits for or joins".into(),
+        );
         for (name, file) in [
             ("cert_file", &self.cert_file),
             ("key_file", &self.key_file),
@@ -235,6 +262,23 @@ mod tests {
         ] {
             assert!(problems(&with(members)).contains(wanted), "{}", problems(&with(members)));
         }
+        let waits = |first_start, token: Option<&str>, cluster: &Cluster| {
+            problems(&Cluster {
+                first_start,
+                join_token_file: token.map(PathBuf::from),
+                ..cluster.clone()
+            })
+        };
+        assert_eq!(waits(FirstStart::Wait, None, &good), "");
+        assert_eq!(waits(FirstStart::Join, Some("token"), &good), "", "it may be gone by now");
+        for (first_start, token) in [
+            (FirstStart::Join, None),
+            (FirstStart::Wait, Some("token")),
+            (FirstStart::Found, Some("token")),
+        ] {
+            assert!(waits(first_start, token, &good).contains("cluster.join_token_file goes with"));
+        }
+        assert!(waits(FirstStart::Wait, None, &with(&[(1, "a:1")])).contains("that this one waits for or joins"));
         let detour = Cluster {
             dial: vec![member(9, "x:1")],
             ..good.clone()

@@ -112,6 +112,7 @@ impl Host {
                     warn!(advice, "an even number of nodes");
                 }
                 store_config.cluster = Some(cluster::store_config(cluster, &lives.back)?);
+                store_config.first_start = cluster::first_start(cluster);
                 config::apply(cluster, &mut store_config);
                 Some(bind(cluster.listen, "the other nodes").await?)
             }
@@ -343,6 +344,12 @@ fn follow_others(tasks: &Tasks, store: &Store, group: Option<&Group>) {
         return;
     };
     for node in peers.others() {
+        let ways = peers.others().into_iter().filter(|via| *via != node);
+        let ways: Vec<_> = ways.map(|via| (via, peers.channel(via))).collect();
+        let through = group.clone();
+        tasks.spawn("observed-through-peer", OnExit::Shutdown, move |cancel| {
+            through.follow_through(node, ways, cancel)
+        });
         let (channel, group) = (peers.channel(node), group.clone());
         tasks.spawn("observed-from-peer", OnExit::Shutdown, move |cancel| {
             group.follow(node, channel, cancel)

@@ -129,6 +129,9 @@ pub(crate) struct MemberView {
     /// Its stream of observed state is whole.
     #[serde(skip_serializing_if = "Option::is_none")]
     observed_connected: Option<bool>,
+    /// It is not heard, but through this member.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    heard_through: Option<u64>,
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -166,7 +169,7 @@ fn view(parts: &Parts) -> ClusterView {
     let observed = group.as_ref().map(Group::peers).unwrap_or_default();
     let told = |id: u64| match observed.get(&id) {
         _ if id == status.node_id => Some(mine.clone()),
-        Some(peer) if peer.connected => peer.status.clone(),
+        Some(peer) if peer.connected || peer.through.is_some() => peer.status.clone(),
         _ => None,
     };
     let newest = status.members.keys().filter_map(|id| told(*id)?.last_log).max().unwrap_or(0);
@@ -194,6 +197,7 @@ fn view(parts: &Parts) -> ClusterView {
             unreachable: peer.and_then(|p| p.unreachable.clone()),
             problem: refused.map(ToString::to_string).or_else(|| hears.and_then(|p| p.differs.clone())),
             observed_connected: (!this_node && group.is_some()).then(|| hears.is_some_and(|p| p.connected)),
+            heard_through: hears.filter(|p| !p.connected).and_then(|p| p.through),
         }
     });
     ClusterView {

@@ -79,22 +79,29 @@ fn feed(hasher: &mut Sha256, value: &Value) {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sum {
     total: Hash,
-    /// Members whose hash is not known.
-    unknown: usize,
+    /// Members that a receiver of our kind refuses, and their hashes as they stand: one that took them earlier may still have them.
+    refused: usize,
+    as_they_stand: Hash,
 }
 
 impl Sum {
-    pub(crate) fn add(&mut self, hash: Option<Hash>) {
+    pub(crate) fn add(&mut self, hash: Stored) {
         match hash {
-            Some(hash) => self.total = self.total.wrapping_add(hash),
-            None => self.unknown += 1,
+            Stored::Taken(hash) => self.total = self.total.wrapping_add(hash),
+            Stored::Refused(hash) => {
+                self.refused += 1;
+                self.as_they_stand = self.as_they_stand.wrapping_add(hash);
+            }
         }
     }
 
-    pub(crate) fn remove(&mut self, hash: Option<Hash>) {
+    pub(crate) fn remove(&mut self, hash: Stored) {
         match hash {
-            Some(hash) => self.total = self.total.wrapping_sub(hash),
-            None => self.unknown = self.unknown.saturating_sub(1),
+            Stored::Taken(hash) => self.total = self.total.wrapping_sub(hash),
+            Stored::Refused(hash) => {
+                self.refused = self.refused.saturating_sub(1);
+                self.as_they_stand = self.as_they_stand.wrapping_sub(hash);
+            }
         }
     }
 
@@ -103,14 +110,34 @@ impl Sum {
     pub(crate) fn plus(self, other: Self) -> Self {
         Self {
             total: self.total.wrapping_add(other.total),
-            unknown: self.unknown + other.unknown,
+            refused: self.refused + other.refused,
+            as_they_stand: self.as_they_stand.wrapping_add(other.as_they_stand),
         }
     }
 
-    /// `None` when the hash of a member is not known.
+    /// `None` when a receiver refuses some of it, so that what it holds instead is not known.
     pub(crate) fn known(self) -> Option<Hash> {
-        (self.unknown == 0).then_some(self.total)
+        (self.refused == 0).then_some(self.total)
     }
+
+    /// Whether a receiver with this sum has all that it does not refuse, and of what it refuses nothing, or all as it stands (from before
+    /// it refused it).
+    pub(crate) fn is_held_by(self, sum: Hash) -> bool {
+        sum == self.total || sum == self.total.wrapping_add(self.as_they_stand)
+    }
+
+    pub(crate) fn has_refused(self) -> bool {
+        self.refused > 0
+    }
+}
+
+/// What a receiver makes of a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// It stores this.
+    Taken(Hash),
+    /// It refuses it. This is the hash of the resource as it stands here.
+    Refused(Hash),
 }
 
 /// 32 hexadecimal digits.
@@ -153,10 +180,10 @@ impl Tally {
             Some(Ok(changes)) => {
                 for change in changes.flat_map(|c| &c.changes) {
                     if let Some(before) = change.before.as_deref().and_then(|r| self.count(r)) {
-                        self.sums.entry(change.key.kind()).or_default().remove(Some(before));
+                        self.sums.entry(change.key.kind()).or_default().remove(Stored::Taken(before));
                     }
                     if let Some(after) = change.after.as_deref().and_then(|r| self.count(r)) {
-                        self.sums.entry(change.key.kind()).or_default().add(Some(after));
+                        self.sums.entry(change.key.kind()).or_default().add(Stored::Taken(after));
                     }
                 }
             }
@@ -164,7 +191,7 @@ impl Tally {
                 self.sums.clear();
                 for resource in kinds::ALL.iter().filter(|k| is_covered(**k)).flat_map(|k| view.list(*k)) {
                     if let Some(hash) = self.count(resource) {
-                        self.sums.entry(resource.kind()).or_default().add(Some(hash));
+                        self.sums.entry(resource.kind()).or_default().add(Stored::Taken(hash));
                     }
                 }
             }

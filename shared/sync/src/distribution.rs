@@ -17,8 +17,8 @@ use ursa_model::{Kind, ResourceKey, kind::Tier};
 use ursa_state::{Catalog, GlobalRevision, Revision};
 
 use crate::{
-    digest::Sum,
-    mapping::{Class, Context, Entry, Problem, Recipient, map, trust::Bindings},
+    digest::{self, Sum},
+    mapping::{Class, Context, Entry, Problem, Recipient, down::is_enabled, map, trust::Bindings},
     peer::Features,
 };
 
@@ -69,14 +69,40 @@ impl Distribution {
     }
 
     /// Sum of what a peer of the class sees of a kind; `None` when some of it will be refused.
-    pub fn sum(&self, kind: Kind, recipient: &Recipient) -> Option<crate::digest::Hash> {
+    pub fn sum(&self, kind: Kind, recipient: &Recipient) -> Option<digest::Hash> {
+        self.whole_sum(kind, recipient).known()
+    }
+
+    fn whole_sum(&self, kind: Kind, recipient: &Recipient) -> Sum {
         let start: Audience = (kind, None, Features::default());
         let of_kind = self
             .sums
             .range((Bound::Included(start), Bound::Unbounded))
             .take_while(|((k, ..), _)| *k == kind);
         let seen = of_kind.filter(|((_, from, needs), _)| recipient.sees_those(*needs, from.as_ref()));
-        seen.fold(Sum::default(), |all, (_, sum)| all.plus(*sum)).known()
+        seen.fold(Sum::default(), |all, (_, sum)| all.plus(*sum))
+    }
+
+    /// What a peer has that says it holds so much of these kinds together, if that is what it was shown here: all of it, but for what it
+    /// refuses, which is to be sent to it again. `None`: it has something else.
+    pub fn held_by(&self, kinds: &[Kind], recipient: &Recipient, sum: digest::Hash) -> Option<Self> {
+        let whole = kinds.iter().map(|kind| self.whole_sum(*kind, recipient));
+        let whole = whole.fold(Sum::default(), Sum::plus);
+        if !whole.is_held_by(sum) {
+            return None;
+        }
+        let mut held = self.clone();
+        if whole.has_refused() {
+            let refused = self
+                .entries
+                .iter()
+                .filter(|((kind, _), entry)| kinds.contains(kind) && matches!(entry.hash, digest::Stored::Refused(_)));
+            let refused: Vec<WireKey> = refused.map(|(wire, _)| wire.clone()).collect();
+            // Another picture than the one that the log of changes goes on from.
+            held.lineage = lineage();
+            refused.iter().for_each(|wire| held.set(wire, None));
+        }
+        Some(held)
     }
 
     fn set(&mut self, wire: &WireKey, entry: Option<Arc<Entry>>) {
@@ -268,6 +294,9 @@ impl Distributor {
                 out.extend(self.sources(kind).filter(|key| new.observed.get(key).is_none()));
             }
         }
+        // A Zone is changed with every stream that begins elsewhere; what others see of it changes only with its switch.
+        let switched = |zone: &str| is_enabled(old, zone) != is_enabled(new, zone);
+        out.retain(|key| key.kind() != Kind::Zone || switched(key.name()));
         self.add_dependants(&mut out, new);
         out.retain(|key| self.class.sends(key.kind()));
         out

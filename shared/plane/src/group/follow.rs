@@ -61,7 +61,7 @@ impl Group {
                 biased;
                 () = cancel.cancelled() => return,
                 () = passed(until) => {
-                    self.gone(node, away.take());
+                    self.over(node, &mut away);
                     continue;
                 }
                 opened = within(SILENCE, self.open(client)) => opened.unwrap_or(Err(End::Silent)),
@@ -101,7 +101,7 @@ impl Group {
             let waited = tokio::select! {
                 biased;
                 () = passed(until) => {
-                    self.gone(node, away.take());
+                    self.over(node, &mut away);
                     true
                 }
                 waited = backoff.wait(&cancel) => waited,
@@ -115,6 +115,7 @@ impl Group {
     async fn open(&self, mut client: ObservedClient<Channel>) -> Result<Streaming<Frame>, End> {
         let request = FollowRequest {
             history: history_bytes(self.history()),
+            relay_of: 0,
         };
         client.follow(request).await.map(tonic::Response::into_inner).map_err(End::Broken)
     }
@@ -166,6 +167,7 @@ impl Group {
                             instance: instance.to_string(),
                             status: None,
                             differs,
+                            through: None,
                         }
                     });
                     *heard = Some((instance, now));
@@ -187,7 +189,16 @@ impl Group {
         }
     }
 
-    fn note(&self, node: u64, change: impl FnOnce(&mut PeerState)) {
+    /// The time of one that is away is over; but not while it is heard through another node.
+    fn over(&self, node: u64, away: &mut Option<Away>) {
+        let through = self.inner.peers.lock().get(&node).is_some_and(|peer| peer.through.is_some());
+        match away {
+            Some(away) if through => away.until = Deadline::after(GRACE),
+            _ => self.gone(node, away.take()),
+        }
+    }
+
+    pub(super) fn note(&self, node: u64, change: impl FnOnce(&mut PeerState)) {
         let mut peers = self.inner.peers.lock();
         let peer = peers.entry(node).or_default();
         change(peer);

@@ -30,6 +30,7 @@ mod about;
 mod authority;
 mod checkpoint;
 mod follow;
+mod relay;
 mod serve;
 #[cfg(test)]
 mod tests;
@@ -77,6 +78,8 @@ pub struct PeerState {
     pub status: Option<NodeStatus>,
     /// What is configured otherwise there.
     pub differs: Option<String>,
+    /// It is heard through this node, as long as it is not heard itself.
+    pub through: Option<u64>,
 }
 
 /// See the module's text. Clones are handles to the same.

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Extensions, Request, Response, Status};
-use tracing::{Instrument, info, info_span};
+use tracing::{Instrument, debug, info, info_span};
 use ursa_model::Timestamp;
 use ursa_proto::peer::{
     Alive, FollowRequest, Frame, HeldAnswer, HeldRequest, Hello,
@@ -15,7 +15,7 @@ use ursa_proto::peer::{
 use ursa_runtime::{CancellationToken, OnExit, Tasks, heartbeat, lease::within};
 use ursa_state::{HistoryId, observed::Follower};
 
-use super::{ALIVE, Group, about, wire};
+use super::{ALIVE, Group, about, relay, wire};
 
 /// Frames handed to the transport and not yet written, half a MiB each at most but for single large resources.
 const QUEUE: usize = 4;
@@ -72,6 +72,15 @@ impl Service for Server {
         }
         let (tx, rx) = mpsc::channel(QUEUE);
         let group = self.group.clone();
+        let of = request.get_ref().relay_of;
+        if of != 0 {
+            self.tasks.spawn("observed-relay", OnExit::Contain, move |cancel| async move {
+                let reason = relay::tell(&group, of, &tx, &cancel).await;
+                debug!(raft_node = node, of, reason, "what another node holds is not passed on");
+                let _ = tx.try_send(Err(Status::unavailable(reason)));
+            });
+            return Ok(Response::new(ReceiverStream::new(rx)));
+        }
         self.tasks.spawn("observed-to-peer", OnExit::Contain, move |cancel| {
             let span = info_span!("observed-to-peer", raft_node = node);
             async move {

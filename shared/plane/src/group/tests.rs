@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use axum::Extension;
 use serde_json::json;
 use tokio::net::TcpListener;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 use ursa_model::{Labels, ZoneName};
 use ursa_runtime::{
     OnExit, Tasks,
@@ -76,12 +76,19 @@ async fn start_with(id: u64, life: &str, addresses: &mut Addresses, timing: Timi
 impl TestNode {
     fn follow_all(&self, addresses: &Addresses) {
         for other in (1..=3).filter(|other| *other != self.id) {
-            let uri = format!("http://{}", addresses[&(other, self.id)]);
-            let channel = Endpoint::from_shared(uri).unwrap().connect_lazy();
-            let group = self.group.clone();
-            self.tasks
-                .spawn("observed", OnExit::Shutdown, move |cancel| group.follow(other, channel, cancel));
+            self.follow(other, addresses);
         }
+    }
+
+    fn channel(&self, other: u64, addresses: &Addresses) -> Channel {
+        let uri = format!("http://{}", addresses[&(other, self.id)]);
+        Endpoint::from_shared(uri).unwrap().connect_lazy()
+    }
+
+    fn follow(&self, other: u64, addresses: &Addresses) {
+        let (channel, group) = (self.channel(other, addresses), self.group.clone());
+        self.tasks
+            .spawn("observed", OnExit::Shutdown, move |cancel| group.follow(other, channel, cancel));
     }
 
     fn view(&self) -> ObservedView {
@@ -239,6 +246,51 @@ async fn a_dead_node_leaves_its_copies_and_comes_back_with_nothing() {
     again.wait("the new holder's", |v| value(v, "a") == Some(2)).await;
 }
 
+/// Nodes 1 and 2 do not hear each other; both hear 3, and are heard by it.
+async fn cut_between_one_and_two() -> [TestNode; 3] {
+    let mut addresses = Addresses::new();
+    let one = start(1, "a", &mut addresses).await;
+    let two = start(2, "a", &mut addresses).await;
+    let three = start(3, "a", &mut addresses).await;
+    for (node, other) in [(&one, 3), (&two, 3), (&three, 1), (&three, 2)] {
+        node.follow(other, &addresses);
+    }
+    for (node, other) in [(&one, 2), (&two, 1)] {
+        let (ways, group) = (vec![(3, node.channel(3, &addresses))], node.group.clone());
+        node.tasks
+            .spawn("through", OnExit::Shutdown, move |cancel| group.follow_through(other, ways, cancel));
+    }
+    [one, two, three]
+}
+
+#[tokio::test]
+async fn a_node_that_is_cut_off_is_heard_through_another_one() {
+    for dies in [2, 3] {
+        let [one, two, three] = cut_between_one_and_two().await;
+        let held = two.connect("east", 1);
+        two.put("east", "a", 1);
+        one.wait("a copy through node 3", |v| {
+            value(v, "a") == Some(1) && holder(v, "east") == Some(Holder::Node(2))
+        })
+        .await;
+        two.put("east", "a", 2);
+        one.wait("the next one", |v| value(v, "a") == Some(2)).await;
+        assert_eq!(one.group.peers()[&2].through, Some(3));
+        // The zone comes to node 1, which is newer, and is heard by node 2 in the same way.
+        let moved = one.connect("west", 1);
+        one.put("west", "b", 1);
+        two.wait("the other way", |v| holder(v, "west") == Some(Holder::Node(1))).await;
+        drop(held);
+        // Either end of the way goes: nobody vouches any more, and nothing vanishes.
+        let rest = if dies == 2 { (two, three) } else { (three, two) };
+        rest.0.kill().await;
+        one.wait("nobody vouches", |v| holder(v, "east") == Some(Holder::Nobody)).await;
+        assert_eq!(value(&one.view(), "a"), Some(2));
+        assert_eq!(holder(&one.view(), "west"), Some(Holder::Here));
+        drop(moved);
+    }
+}
+
 #[tokio::test]
 async fn what_was_observed_goes_with_the_zone() {
     let (nodes, _) = three().await;
@@ -301,6 +353,7 @@ async fn a_node_of_another_history_is_not_heard() {
     let client = ursa_proto::peer::observed_client::ObservedClient::connect(uri).await;
     let request = ursa_proto::peer::FollowRequest {
         history: super::serve::history_bytes(HistoryId(2)),
+        relay_of: 0,
     };
     let refused = client.unwrap().follow(request).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");

@@ -108,7 +108,7 @@ fn source_zone(resource: &Resource) -> Option<&str> {
 }
 
 /// A zone that cannot be read counts as enabled, as in Kuma.
-fn is_enabled(catalog: &Catalog, zone: &str) -> bool {
+pub(crate) fn is_enabled(catalog: &Catalog, zone: &str) -> bool {
     ResourceKey::new(Kind::Zone, "", zone)
         .ok()
         .and_then(|key| catalog.get(&key)?.spec::<Zone>().ok())

@@ -20,7 +20,7 @@ use crate::{
     peer::{Features, Line},
 };
 
-mod down;
+pub(crate) mod down;
 mod role;
 pub mod trust;
 mod up;
@@ -69,8 +69,8 @@ pub struct Entry {
     pub from: Option<Arc<str>>,
     /// Shown only to peers with these features.
     pub needs: Features,
-    /// Of what a receiver makes of it; `None` if a receiver will refuse it.
-    pub hash: Option<digest::Hash>,
+    /// Of what a receiver makes of it.
+    pub hash: digest::Stored,
 }
 
 /// One peer of a class: what it may see.
@@ -187,7 +187,13 @@ impl Draft<'_> {
         let bytes =
             wire::encode(key.kind(), key.mesh(), &self.name, &self.labels, self.spec, self.status).map_err(|e| failed(e.to_string()))?;
         let stored = wire::decode(key.kind(), wire::RESOURCE_TYPE_URL, &bytes).ok();
-        let hash = stored.map(|s| digest::hash(&s.key, &s.labels, &s.spec));
+        let hash = match stored {
+            Some(stored) => digest::Stored::Taken(digest::hash(&stored.key, &stored.labels, &stored.spec)),
+            None => {
+                let named = key.renamed(&self.name).unwrap_or_else(|_| key.clone());
+                digest::Stored::Refused(digest::hash(&named, &self.labels, self.spec))
+            }
+        };
         let bytes = amend(bytes).map_err(failed)?;
         let content =
             serde_json::to_vec(&(&self.name, key.mesh(), &self.labels, self.spec, self.status)).map_err(|e| failed(e.to_string()))?;

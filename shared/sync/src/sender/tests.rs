@@ -394,3 +394,52 @@ fn what_is_not_for_the_peer_is_stored_when_all_before_it_is() {
     let actions = content(&mut bench);
     assert!(!stored(&actions, idle), "the peer may lack the mesh: {actions:?}");
 }
+
+/// Stored by an earlier version of the program, with rules that have become stricter since: no receiver of this version takes it.
+#[test]
+fn what_a_peer_refuses_does_not_keep_it_from_going_on_where_it_was() {
+    use crate::digest::Stored;
+    let mut bench = Bench::new();
+    bench.mesh("good");
+    let labels = ursa_model::labels::computed(Site::Global, Kind::MeshTimeout, "default", "old", Default::default(), None);
+    let old = crate::testing::key(Kind::MeshTimeout, "default", "old");
+    bench.memory.put_with(old, labels, json!({"to": "nonsense"}));
+    let shown = bench.distributor.update(bench.memory.catalog());
+    let kinds = [Kind::Mesh, Kind::MeshTimeout];
+    let recipient = bench.sender.recipient().clone();
+    assert_eq!(shown.sum(Kind::MeshTimeout, &recipient), None);
+    let (mut taken, mut as_it_stands) = (0_u128, 0_u128);
+    for (_, entry) in kinds.iter().flat_map(|kind| shown.of_kind(*kind)) {
+        match entry.hash {
+            Stored::Taken(hash) => taken = taken.wrapping_add(hash),
+            Stored::Refused(hash) => as_it_stands = hash,
+        }
+    }
+    assert!(taken != 0 && as_it_stands != 0);
+    assert!(shown.held_by(&kinds, &recipient, as_it_stands).is_none(), "it lacks something else");
+    assert!(shown.held_by(&kinds, &recipient, 0).is_none());
+    // Without it, and with it from before.
+    for sum in [taken, taken.wrapping_add(as_it_stands)] {
+        let held = shown.held_by(&kinds, &recipient, sum).unwrap();
+        let mut sender = Sender::new(bench.sender.config.clone());
+        sender.resume(held);
+        sender.handle(Event::Content(shown.clone()));
+        let mut messages = Vec::new();
+        for type_url in ["Mesh", "MeshTimeout", PROGRESS_TYPE_URL] {
+            let request = DeltaDiscoveryRequest {
+                type_url: type_url.into(),
+                resource_names_subscribe: vec!["*".into()],
+                ..Default::default()
+            };
+            messages.extend(sent(sender.handle(Event::Request(request))));
+        }
+        assert_eq!(messages.first().map(|m| m.type_url.as_str()), Some(crate::RESUMED_TYPE_URL));
+        let again: Vec<&str> = messages
+            .iter()
+            .filter(|m| m.type_url != PROGRESS_TYPE_URL)
+            .flat_map(names)
+            .collect();
+        assert_eq!(again.len(), 1, "only what may be missing: {again:?}");
+        assert!(messages.iter().any(|m| m.type_url == "MeshTimeout" && !m.resources.is_empty()));
+    }
+}

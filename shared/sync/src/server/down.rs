@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     claims::Held,
-    digest::{self, Hash},
+    digest,
     distribution::Distribution,
     mapping::{Class, Recipient},
     metrics::Metrics,
@@ -116,13 +116,8 @@ async fn serve(
 /// What the zone says it holds, if it is what this zone was shown at that revision.
 fn held(inner: &Inner, caller: &Caller, class: &Class, recipient: &Recipient) -> Option<Distribution> {
     let (at, claimed) = caller.resume?;
-    let shown = inner.hub.at(class, at)?;
-    let mut sums = class
-        .kinds()
-        .filter(|k| digest::is_covered(*k))
-        .map(|kind| shown.sum(kind, recipient));
-    let sum = sums.try_fold(0, |total: Hash, sum| Some(total.wrapping_add(sum?)));
-    (sum == Some(claimed)).then_some(shown)
+    let covered: Vec<Kind> = class.kinds().filter(|k| digest::is_covered(*k)).collect();
+    inner.hub.at(class, at)?.held_by(&covered, recipient, claimed)
 }
 
 /// Makes the Zone on first contact. Racing with another stream is fine.
