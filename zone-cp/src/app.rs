@@ -27,6 +27,7 @@ use crate::{
         ads::{AdsServer, Registrar},
         bootstrap::{self, Bootstrap},
         drain::{self, Drain},
+        elsewhere::OtherZones,
         hds::HdsServer,
         insight::Insights,
     },
@@ -72,6 +73,7 @@ pub async fn run(config: Config) -> Result<ExitStatus> {
         addresses: vec![config.api.address, config.dp_server.address],
     };
     let (host, serving) = Host::open(host_config, config.diagnostics.address).await?;
+    host.keep_history(&config.history);
     host.ensure_defaults(&site).await?;
 
     let store: Arc<dyn Propose> = Arc::new(ProposeToStore(host.plane.clone()));
@@ -86,26 +88,45 @@ pub async fn run(config: Config) -> Result<ExitStatus> {
     };
     host.tasks.spawn("reconcile", OnExit::Shutdown, |cancel| reconciler.run(cancel));
 
-    serve_proxies(&host, &zone, config.dp_server.address, store, connections, world_views).await?;
+    let global = match config.is_federated() {
+        true => Some(client(&host, &zone, &config)?),
+        false => None,
+    };
+    let elsewhere = global.as_ref().map(|client| Arc::new(client.elsewhere()) as Arc<dyn OtherZones>);
+    let proxies = Proxies {
+        store,
+        connections,
+        worlds: world_views,
+        elsewhere,
+    };
+    serve_proxies(&host, &zone, config.dp_server.address, proxies).await?;
     host.serve_api(config.api.address, site, &config.reported_version, serde_json::to_value(&config)?)
         .await?;
-    if config.is_federated() {
-        connect(&host, &zone, &config)?;
+    if let Some(client) = global {
+        host.show_held(client.holds());
+        host.tasks.spawn("kds-client", OnExit::Shutdown, move |cancel| client.run(cancel));
     }
     serving.ready();
     info!(%zone, api = %config.api.address, proxies = %config.dp_server.address, "the zone control plane is ready");
     Ok(host.run(config.shutdown_grace).await)
 }
 
-/// The data-plane server.
-async fn serve_proxies(
-    host: &Host,
-    zone: &ZoneName,
-    address: SocketAddr,
+/// What proxies are served from.
+struct Proxies {
     store: Arc<dyn Propose>,
     connections: Connections,
     worlds: watch::Receiver<Arc<World>>,
-) -> Result<()> {
+    elsewhere: Option<Arc<dyn OtherZones>>,
+}
+
+/// The data-plane server.
+async fn serve_proxies(host: &Host, zone: &ZoneName, address: SocketAddr, proxies: Proxies) -> Result<()> {
+    let Proxies {
+        store,
+        connections,
+        worlds,
+        elsewhere,
+    } = proxies;
     let registrar = Registrar {
         zone: zone.clone(),
         views: host.plane.store.subscribe(),
@@ -122,6 +143,7 @@ async fn serve_proxies(
     let drain = Drain {
         registrar: registrar.clone(),
         connections: connections.clone(),
+        elsewhere,
     };
     let refusals = connections.refusals().clone();
     let ads = AdsServer {
@@ -159,8 +181,8 @@ async fn serve_proxies(
         .await
 }
 
-/// The connection to the global control plane.
-fn connect(host: &Host, zone: &ZoneName, config: &Config) -> Result<()> {
+/// The connection to the global control plane, to be run.
+fn client(host: &Host, zone: &ZoneName, config: &Config) -> Result<KdsClient> {
     let ca_pem = match &config.global.ca_file {
         Some(file) => Some(std::fs::read_to_string(file).with_context(|| format!("global.ca_file {}", file.display()))?),
         None => None,
@@ -187,6 +209,5 @@ fn connect(host: &Host, zone: &ZoneName, config: &Config) -> Result<()> {
             metrics,
         },
     )?;
-    host.tasks.spawn("kds-client", OnExit::Shutdown, move |cancel| client.run(cancel));
-    Ok(())
+    Ok(client)
 }

@@ -108,8 +108,28 @@ struct StreamState {
     ended: CancellationToken,
     /// Its Envoy listens.
     serving: AtomicBool,
-    /// Revision of the zone that its Envoy runs completely.
-    applied: watch::Sender<u64>,
+    /// How far its Envoy is.
+    reached: watch::Sender<Reached>,
+}
+
+/// How far an Envoy is.
+#[derive(Debug, Default)]
+struct Reached {
+    /// Revision of the zone that it runs completely.
+    applied: u64,
+    /// Revision of the zone of which it has said what it refuses, and why. It will not run that.
+    refused: Option<(u64, Arc<str>)>,
+}
+
+impl Reached {
+    /// It runs the revision, or has said that it will not.
+    fn is_at(&self, revision: u64) -> bool {
+        self.applied >= revision || self.refusal(revision).is_some()
+    }
+
+    fn refusal(&self, revision: u64) -> Option<&Arc<str>> {
+        self.refused.as_ref().filter(|(at, _)| *at >= revision).map(|(_, why)| why)
+    }
 }
 
 impl Connection {
@@ -158,7 +178,9 @@ impl Swaps {
 pub struct Applied {
     /// Streams that run it.
     pub done: usize,
-    /// Proxies that are connected and do not run it.
+    /// Proxies that refused part of it, and why: they run the rest, and all of it only once that part changes.
+    pub refused: Vec<(ProxyId, Arc<str>)>,
+    /// Proxies that are connected and have not answered yet.
     pub behind: Vec<ProxyId>,
 }
 
@@ -215,7 +237,7 @@ impl Connections {
             replaced: CancellationToken::new(),
             ended: CancellationToken::new(),
             serving: AtomicBool::new(new.warm),
-            applied: watch::Sender::new(0),
+            reached: watch::Sender::default(),
         });
         let connection = Connection {
             stream,
@@ -238,15 +260,16 @@ impl Connections {
         })
     }
 
-    /// Waits until every proxy that is connected now runs this revision of the zone, or has left; at most for `limit`.
+    /// Waits until every proxy that is connected now runs this revision of the zone, has refused part of it, or has left; at most for
+    /// `limit`.
     pub async fn applied(&self, revision: u64, limit: Duration) -> Applied {
         let connected = self.now();
         let all = async {
             for connection in connected.values() {
-                let mut applied = connection.state.applied.subscribe();
+                let mut reached = connection.state.reached.subscribe();
                 tokio::select! {
                     biased;
-                    _ = applied.wait_for(|at| *at >= revision) => {}
+                    _ = reached.wait_for(|reached| reached.is_at(revision)) => {}
                     () = connection.state.ended.cancelled() => {}
                 }
             }
@@ -255,9 +278,14 @@ impl Connections {
         let _late = within(limit, all).await;
         let mut out = Applied::default();
         for (proxy, connection) in connected.iter() {
-            if *connection.state.applied.borrow() >= revision {
+            let reached = connection.state.reached.borrow();
+            if reached.applied >= revision {
                 out.done += 1;
-            } else if !connection.state.ended.is_cancelled() {
+            } else if connection.state.ended.is_cancelled() {
+                // It has left.
+            } else if let Some(why) = reached.refusal(revision) {
+                out.refused.push((proxy.clone(), why.clone()));
+            } else {
                 out.behind.push(proxy.clone());
             }
         }
@@ -322,9 +350,20 @@ impl Registration {
 
     /// Its Envoy runs everything up to this revision of the zone.
     pub fn applied(&self, revision: u64) {
-        self.state.applied.send_if_modified(|at| {
-            let newer = *at < revision;
-            *at = revision.max(*at);
+        self.state.reached.send_if_modified(|reached| {
+            let newer = reached.applied < revision;
+            reached.applied = revision.max(reached.applied);
+            newer
+        });
+    }
+
+    /// Its Envoy has answered everything up to this revision of the zone, and refused part of it for this reason.
+    pub fn refused(&self, revision: u64, why: &Arc<str>) {
+        self.state.reached.send_if_modified(|reached| {
+            let newer = !reached.is_at(revision);
+            if newer {
+                reached.refused = Some((revision, why.clone()));
+            }
             newer
         });
     }
@@ -437,6 +476,33 @@ mod tests {
             b.applied(9);
             drop(c);
         });
-        assert_eq!(done, Applied { done: 2, behind: vec![] });
+        assert_eq!((done.done, done.behind.len(), done.refused.len()), (2, 0, 0), "{done:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_refuses_the_revision_holds_nobody_up_and_is_named() {
+        let connections = Connections::default();
+        let [a, b] = ["a", "b"].map(|name| connections.register(ProxyId::new("default", name), from(1, None)).unwrap());
+        let limit = Duration::from_secs(5);
+        a.applied(7);
+        b.refused(6, &"an older one".into());
+        let began = Instant::now();
+        let late = connections.applied(7, limit).await;
+        assert_eq!(
+            (began.elapsed(), late.behind.len()),
+            (limit, 1),
+            "an older refusal says nothing: {late:?}"
+        );
+        let (done, ()) = tokio::join!(connections.applied(7, limit), async {
+            b.refused(7, &"the port is in use".into());
+        });
+        assert_eq!(began.elapsed(), limit, "it does not wait");
+        assert_eq!((done.done, done.behind), (1, vec![]));
+        let [(proxy, why)] = done.refused.as_slice() else {
+            panic!("{:?}", done.refused)
+        };
+        assert_eq!((proxy.name.as_ref(), why.as_ref()), ("b", "the port is in use"));
+        b.applied(7);
+        assert_eq!(connections.applied(7, limit).await.done, 2, "it changed its mind");
     }
 }

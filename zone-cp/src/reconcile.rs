@@ -9,13 +9,13 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use ursa_model::{Kind, Timestamp, ZoneName, kind::dataplane::Dataplane, labels};
+use ursa_model::{Kind, Resource, Timestamp, ZoneName, labels};
 use ursa_pki::ca::CertificateAuthority;
 use ursa_runtime::{backoff::Backoff, lease::Deadline};
 use ursa_state::{Applied, Changeset, Op, OpResult, RequestId, View};
 
 use crate::{
-    connections::{Connected, Connections},
+    connections::{Connected, Connections, Peer},
     derive::{addresses, services, trust},
     dp::phase::{self, Phase},
     issuer::Issuer,
@@ -23,10 +23,6 @@ use crate::{
     world::{ProxyId, World},
 };
 
-/// Value of label [`LIFECYCLE`]: the Dataplane came with its proxy's connection and goes with its lease.
-pub const BY_PROXY: &str = "proxy";
-/// Who decides over the life of a Dataplane.
-pub const LIFECYCLE: &str = "ursa.io/lifecycle";
 /// How long a Dataplane outlives its proxy's connection, and this process' start: a restart of the control plane or of the
 /// network must never shrink an endpoint list.
 pub const LEASE: Duration = Duration::from_secs(60);
@@ -58,8 +54,20 @@ struct Leases {
 #[derive(Debug)]
 struct Away {
     deadline: Deadline,
-    /// This process saw its stream end.
-    left: bool,
+    /// Whose stream this process saw end.
+    left: Option<Peer>,
+}
+
+impl Away {
+    /// It is the one that asked to drain. What a stock proxy wanted is told by the drain alone.
+    fn left_in_order(&self, stored: &Resource) -> bool {
+        let drained = || Phase::of(stored) == Phase::Draining;
+        match self.left.as_ref().map(|peer| peer.instance.as_deref()) {
+            Some(Some(run)) => phase::is_drained_by(stored, run),
+            Some(None) => drained(),
+            None => false,
+        }
+    }
 }
 
 impl Reconciler {
@@ -183,24 +191,26 @@ pub fn derive(world: &World, view: &View, connected: &Connected, now: Timestamp,
 
 fn phase_of(world: &World, proxy: &ProxyId) -> Option<Phase> {
     let dataplane = world.mesh(&proxy.mesh)?.dataplanes.get(&proxy.name)?;
-    Some(Phase::of(&dataplane.spec))
+    Some(Phase::of(&dataplane.resource))
 }
 
-/// Ops that make Dataplanes ready whose proxies have taken their listeners.
+/// Ops that make Dataplanes ready whose proxies serve: they have taken their listeners, or it was another run that drained. The latter
+/// happens when nobody was connected as that one asked: it was late, and this one was on its way back. A run that asked itself stays as
+/// it asked; what a stock proxy wants, its Envoy's health tells.
 fn serving(world: &World, connected: &Connected) -> Vec<Op> {
     let mut ops = Vec::new();
     for (proxy, connection) in connected.iter().filter(|(_, c)| c.is_serving()) {
-        let (Some(given), Some(mesh)) = (&connection.given, world.mesh(&proxy.mesh)) else {
+        let Some(dataplane) = world.mesh(&proxy.mesh).and_then(|mesh| mesh.dataplanes.get(&proxy.name)) else {
             continue;
         };
-        let Some(dataplane) = mesh.dataplanes.get(&proxy.name).filter(|d| Phase::of(&d.spec) == Phase::Starting) else {
-            continue;
+        let stored = &dataplane.resource;
+        let why = match (Phase::of(stored), connection.peer.instance.as_deref()) {
+            (Phase::Starting, _) => "its Envoy listens",
+            (Phase::Draining, Some(run)) if !phase::is_drained_by(stored, run) => "it was not this run that asked to drain",
+            (Phase::Draining | Phase::Serving, _) => continue,
         };
-        let spec = Phase::Serving.apply(given);
-        if spec != dataplane.resource.spec {
-            info!(%proxy, "its Envoy listens: traffic may be sent to it");
-            ops.push(phase::mark(&dataplane.resource, spec));
-        }
+        info!(%proxy, "{why}: traffic may be sent to it");
+        ops.push(phase::serve(stored, connection.given.as_deref()));
     }
     ops
 }
@@ -214,7 +224,7 @@ impl Leases {
         let mut ops = Vec::new();
         for dataplane in view
             .list(Kind::Dataplane)
-            .filter(|d| d.label(LIFECYCLE) == Some(BY_PROXY) && d.label(labels::ZONE).is_some())
+            .filter(|d| phase::is_by_proxy(d) && d.label(labels::ZONE).is_some())
         {
             let proxy = ProxyId::new(dataplane.mesh(), dataplane.name());
             if connected.contains_key(&proxy) {
@@ -222,14 +232,15 @@ impl Leases {
             }
             let mut state = self.away.remove(&proxy).unwrap_or_else(|| Away {
                 deadline: Deadline::after(LEASE),
-                left: false,
+                left: None,
             });
-            state.left |= self.before.contains_key(&proxy);
+            if let Some(before) = self.before.get(&proxy) {
+                state.left = Some(before.peer.clone());
+            }
             if connected.is_empty() || self.before.is_empty() {
                 state.deadline.renew(LEASE);
             }
-            let drained = || dataplane.spec::<Dataplane>().is_ok_and(|d| Phase::of(&d) == Phase::Draining);
-            if state.left && drained() {
+            if state.left_in_order(dataplane) {
                 info!(%proxy, "it left in order, the Dataplane is removed");
                 ops.push(Op::delete(dataplane.key.clone()));
             } else if state.deadline.has_passed() {

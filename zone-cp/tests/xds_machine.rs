@@ -22,6 +22,10 @@ enum Step {
     Envoy,
     Machine,
     Reconnect,
+    /// Somebody else takes the sockets of these listeners, and leaves all others.
+    Busy(BTreeSet<String>),
+    /// The time for another try is over.
+    Retry,
 }
 
 fn arb_config(worst: u8) -> impl Strategy<Value = Config> {
@@ -55,7 +59,8 @@ fn arb_config(worst: u8) -> impl Strategy<Value = Config> {
 
 fn arb_script(worst: u8) -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(
-        prop_oneof![2 => arb_config(worst).prop_map(Step::Snapshot), 5 => Just(Step::Envoy), 5 => Just(Step::Machine), 1 => Just(Step::Reconnect)],
+        prop_oneof![2 => arb_config(worst).prop_map(Step::Snapshot), 5 => Just(Step::Envoy), 5 => Just(Step::Machine), 1 => Just(Step::Reconnect),
+            1 => prop::collection::btree_set((0..4u8).prop_map(|i| format!("l{i}")), 0..3).prop_map(Step::Busy), 1 => Just(Step::Retry)],
         1..60,
     )
 }
@@ -93,9 +98,16 @@ fn play(refusal: Refusal, script: Vec<Step>) -> Result<(), TestCaseError> {
                 link.envoy.connect();
                 link.feed(Event::Snapshot(snapshot(&newest, revision)))?;
             }
+            Step::Busy(names) => link.envoy.busy = names,
+            Step::Retry => link.feed(Event::Retry)?,
         }
     }
     link.drain()?;
+    // Everybody leaves; one more try must do.
+    link.envoy.busy.clear();
+    link.feed(Event::Retry)?;
+    link.drain()?;
+    prop_assert!(!link.machine.wants_retry());
     prop_assert_eq!(link.settled, Some(revision), "not settled");
     let want = snapshot(&newest, revision);
     let text = |kind: XdsType, name: &str| String::from_utf8(want.of(kind)[name].bytes.to_vec()).unwrap();
@@ -326,6 +338,68 @@ fn acknowledge(machine: &mut Machine, actions: Vec<Action>) -> Vec<Action> {
         }
     }
     after
+}
+
+/// The client's refusal of a response.
+fn refuse(machine: &mut Machine, actions: &[Action], message: &str) -> Vec<Action> {
+    let [Action::Send { kind, response, .. }] = actions else {
+        panic!("{actions:?}")
+    };
+    machine.handle(Event::Request(DeltaDiscoveryRequest {
+        response_nonce: response.nonce.clone(),
+        error_detail: Some(ErrorDetail {
+            code: 13,
+            message: message.into(),
+        }),
+        ..Envoy::request(*kind)
+    }))
+}
+
+fn sends(actions: &[Action]) -> Vec<(XdsType, Vec<&str>)> {
+    let sent = actions.iter().filter_map(|action| match action {
+        Action::Send { kind, response, .. } => Some((*kind, response.resources.iter().map(|r| r.name.as_str()).collect())),
+        _ => None,
+    });
+    sent.collect()
+}
+
+#[test]
+fn a_listener_without_a_socket_is_tried_again_and_one_that_is_bad_is_not() {
+    let busy = "Error adding/updating listener(s) l1: cannot bind '127.0.0.1:80': Address already in use";
+    for (message, again) in [(busy, true), ("Error adding/updating listener(s) l1: no filter chain", false)] {
+        let mut machine = settled_machine();
+        let mut config = with_listener("l0", 1);
+        config.listeners.insert("l1".into(), 1);
+        config.routes.insert("r1".into(), (["c0".into()].into(), 1));
+        let actions = machine.handle(Event::Snapshot(snapshot(&config, 2)));
+        assert_eq!(sends(&actions), [(XdsType::Listener, vec!["l1"])]);
+        assert!(sends(&refuse(&mut machine, &actions, message)).is_empty(), "not at once");
+        assert!(machine.refuses() && !machine.runs_all());
+        assert_eq!(machine.wants_retry(), again);
+        // The same once more, and a change of something else.
+        config.clusters.insert("c0".into(), 2);
+        let actions = machine.handle(Event::Snapshot(snapshot(&config, 3)));
+        assert!(!sends(&actions).iter().any(|(kind, _)| *kind == XdsType::Listener), "{actions:?}");
+        let actions = acknowledge(&mut machine, actions);
+        acknowledge(&mut machine, actions);
+        let actions = machine.handle(Event::Retry);
+        let wanted: &[(XdsType, Vec<&str>)] = if again { &[(XdsType::Listener, vec!["l1"])] } else { &[] };
+        assert_eq!(sends(&actions), wanted, "{message}");
+        if !again {
+            continue;
+        }
+        assert!(!machine.wants_retry() && !machine.refuses(), "it is under way");
+        refuse(&mut machine, &actions, message);
+        assert!(machine.wants_retry() && machine.refuses());
+        // Another listener goes: it may have been the one that had the socket.
+        config.listeners.remove("l0");
+        let actions = machine.handle(Event::Snapshot(snapshot(&config, 4)));
+        let tried = sends(&actions).contains(&(XdsType::Listener, vec!["l1"]));
+        let later = acknowledge(&mut machine, actions);
+        assert!(tried || sends(&later).contains(&(XdsType::Listener, vec!["l1"])), "{later:?}");
+        acknowledge(&mut machine, later);
+        assert!(!machine.wants_retry());
+    }
 }
 
 #[test]

@@ -19,7 +19,10 @@ use super::{
         endpoint::{Endpoint, Group},
     },
 };
-use crate::world::{MeshWorld, is_local};
+use crate::{
+    dp::phase,
+    world::{MeshWorld, is_local},
+};
 
 /// Tag with the protocol of an inbound.
 const PROTOCOL: &str = "kuma.io/protocol";
@@ -50,7 +53,7 @@ pub(super) fn local(mesh: &MeshWorld, service: &Parsed<MeshService>, port: &Port
                 plan.warn(unresolved(dataplane));
                 continue;
             };
-            let mut tags = dataplane.resource.labels.clone();
+            let mut tags = phase::shown(&dataplane.resource);
             tags.insert(PROTOCOL.into(), inbound.protocol().into());
             let zone = dataplane.resource.zone().unwrap_or_default().to_owned();
             zones

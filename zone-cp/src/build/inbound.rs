@@ -17,6 +17,7 @@ use super::{
     },
     tls::Security,
 };
+use crate::dp::phase;
 
 /// Port of a Dataplane that has no service; nothing listens for it. Source: Kuma, IANA's reserved port.
 const NO_SERVICE_PORT: u32 = 49151;
@@ -146,8 +147,8 @@ fn application(inbound: &Inbound) -> Option<Socket> {
 
 /// Labels of the Dataplane, as Kuma's users select listeners by them; else the listener's own name.
 fn tags(dataplane: &Parsed<Dataplane>, name: &str) -> std::collections::BTreeMap<String, String> {
-    let labels = &dataplane.resource.labels;
-    if labels.is_empty() { names::unified(name) } else { labels.clone() }
+    let labels = phase::shown(&dataplane.resource);
+    if labels.is_empty() { names::unified(name) } else { labels }
 }
 
 /// One route for all requests, and before it one for each kind of caller that has timeouts of its own.

@@ -20,7 +20,7 @@ use super::{
         listener::{Direction, FilterChain, Handler, TcpProxy},
     },
 };
-use crate::world::is_local;
+use crate::{dp::phase, world::is_local};
 
 pub(super) fn build(builder: &mut Builder<'_>) {
     let listeners = builder
@@ -128,7 +128,7 @@ fn build_one(builder: &mut Builder<'_>, model: &ModelListener) {
         direction: Direction::Unspecified,
         tls_inspector: true,
         chains: chains.into_values().collect(),
-        tags: builder.dataplane.resource.labels.clone(),
+        tags: phase::shown(&builder.dataplane.resource),
     };
     builder.listen(&name, listener);
 }

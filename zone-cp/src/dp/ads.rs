@@ -1,7 +1,7 @@
 //! Delta ADS server: authenticates a proxy, registers its Dataplane, and runs one [`Machine`] per stream.
 //! In: Envoy's requests, new worlds. Out: responses; reports to insights, metrics and the stage ring. No timers.
 
-use std::{collections::BTreeSet, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
+use std::{net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
 use time::OffsetDateTime;
@@ -10,7 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tracing::{Instrument, info, info_span, warn};
-use ursa_model::{Kind, Resource, ResourceKey, Timestamp, kind::dataplane::Dataplane, kri::Kri, labels};
+use ursa_model::{Kind, Resource, ResourceKey, Timestamp, kri::Kri, labels};
 use ursa_policy::Parsed;
 use ursa_proto::discovery::{
     ControlPlane, DeltaDiscoveryRequest, DeltaDiscoveryResponse, aggregated_discovery_service_server::AggregatedDiscoveryService,
@@ -27,7 +27,8 @@ use super::{
     auth,
     insight::{Count, Insights},
     metadata,
-    phase::Phase,
+    phase::{self, Phase},
+    progress::Progress,
 };
 use crate::{
     build::{Encoder, Reads, build_tracked, names},
@@ -226,14 +227,14 @@ impl AdsServer {
                 warn!(%proxy, "its token does not let it publish an address of the zone: the token needs the tag kuma.io/listener-zoneingress: enabled");
                 meta.advertised = None;
             }
-            if let Some(stored) = stored.filter(|s| s.labels != registered.labels) {
+            if let Some(stored) = stored.filter(|s| phase::without(&s.labels) != registered.labels) {
                 auth::may_replace(&view, &proxy, stored, token, now).map_err(refuse)?;
             }
         }
         self.connections
             .check(&proxy, &new.peer)
             .map_err(|e| Status::already_exists(e.to_string()))?;
-        let before = stored.and_then(|s| s.spec::<Dataplane>().ok()).map(|d| Phase::of(&d));
+        let before = stored.map(Phase::of);
         if new.given.is_some() {
             let phase = match before {
                 // An Envoy that runs is as far as it was, whatever happened to its stream.
@@ -243,7 +244,7 @@ impl AdsServer {
             };
             self.registrar.register(key, &registered, stored, phase).await?;
         } else if let (false, Some(Phase::Draining), Some(stored)) = (new.warm, before, stored) {
-            self.registrar.reset(stored).await?;
+            self.registrar.serve(stored, None).await?;
         }
         new.advertised.clone_from(&meta.advertised);
         Ok(Admitted { proxy, meta, new })
@@ -255,31 +256,6 @@ struct Admitted {
     proxy: ProxyId,
     meta: metadata::NodeMetadata,
     new: NewStream,
-}
-
-/// How far the Envoy of a stream is.
-#[derive(Debug, Default)]
-struct Progress {
-    /// Types with an unanswered response.
-    unanswered: BTreeSet<XdsType>,
-    /// Types of which it has accepted something, on this stream or before.
-    accepted: BTreeSet<XdsType>,
-    asked_for_secrets: bool,
-    /// Newest revision of the zone that this stream was told of, or that changes nothing for it.
-    revision: u64,
-    serving: bool,
-}
-
-impl Progress {
-    /// Its Envoy listens: it has taken listeners, and everything that they wait for. An Envoy answers a response when it has
-    /// done what it says, so its listeners take connections then.
-    fn listens(&self, snapshot: &ProxySnapshot, inbounds: &[String]) -> bool {
-        let has = |kind| snapshot.of(kind).is_empty() || self.accepted.contains(&kind);
-        has(XdsType::Listener)
-            && has(XdsType::Route)
-            && (!self.asked_for_secrets || self.accepted.contains(&XdsType::Secret))
-            && (inbounds.is_empty() || inbounds.iter().any(|name| snapshot.of(XdsType::Listener).contains_key(name)))
-    }
 }
 
 /// One stream while it runs.
@@ -341,6 +317,10 @@ impl StreamTask<'_> {
                     }
                     let world = worlds.borrow_and_update().clone();
                     self.world(&world).await?;
+                }
+                () = self.progress.retry_is_due() => {
+                    self.progress.retried();
+                    self.handle(Event::Retry).await?;
                 }
                 request = requests.message() => match request {
                     Ok(Some(request)) => self.handle(Event::Request(request)).await?,
@@ -428,6 +408,8 @@ impl StreamTask<'_> {
         // Nothing unanswered is not enough: it may have refused something, or not have asked for all of it yet.
         if self.machine.runs_all() {
             self.registration.applied(self.progress.revision);
+        } else if self.machine.refuses() {
+            self.registration.refused(self.progress.revision, &self.progress.refusal());
         }
         if !self.progress.serving && self.progress.listens(&built.snapshot, &self.inbounds(&built.mesh)) {
             self.progress.serving = true;
@@ -439,7 +421,7 @@ impl StreamTask<'_> {
     fn drained(&self) -> bool {
         let world = self.server.worlds.borrow();
         let dataplane = world.mesh(&self.proxy.mesh).and_then(|m| m.dataplanes.get(&self.proxy.name));
-        dataplane.is_some_and(|d| Phase::of(&d.spec) == Phase::Draining)
+        dataplane.is_some_and(|d| Phase::of(&d.resource) == Phase::Draining)
     }
 
     /// Names of the listeners of its inbounds.
@@ -460,6 +442,7 @@ impl StreamTask<'_> {
     async fn handle(&mut self, event: Event) -> Result<(), Status> {
         let global = match &event {
             Event::Snapshot(snapshot) => snapshot.global,
+            Event::Retry => None,
             Event::Request(request) => {
                 if let Some(kind) = XdsType::by_type_url(&request.type_url) {
                     self.progress.asked_for_secrets |= kind == XdsType::Secret;
@@ -501,9 +484,10 @@ impl StreamTask<'_> {
                 }
                 Action::Report(Report::Nacked { kind, names, message }) => {
                     self.progress.unanswered.remove(&kind);
+                    self.progress.refusals.insert(kind, message.clone());
                     metrics.nacked(kind);
                     insights.count(self.proxy, kind, Count::Nacked);
-                    warn!(type_url = kind.type_url(), ?names, %message, "proxy refused configuration; it keeps what it had; of several resources the good ones are sent again, and what is refused alone only once it changes");
+                    warn!(type_url = kind.type_url(), ?names, %message, "proxy refused configuration; it keeps what it had; of several resources the good ones are sent again, and what is refused alone only once it changes, or, for want of a socket, after a while");
                 }
                 Action::Report(Report::Settled { global, refused, .. }) => {
                     if !refused {
@@ -513,6 +497,7 @@ impl StreamTask<'_> {
                 Action::Close(status) => return Err(status),
             }
         }
+        self.progress.plan_retry(&self.machine);
         self.look();
         Ok(())
     }

@@ -1,15 +1,18 @@
 //! `POST /drain`: a proxy that is about to end asks to be sent nothing new. Ours; a stock control plane answers 404.
 //! In: who it is, with its dataplane token. Out: an answer once its endpoints (and the zone's address, if it is an ingress) are
-//! withdrawn and every proxy of this zone runs without them, or the time for that is over.
+//! withdrawn, every proxy of this zone runs without them (or has refused what it was sent), and of an ingress the other zones know,
+//! or the time for that is over.
 //! Invariant: asking again changes nothing. What a proxy still gets while it drains, it serves.
 //!
 //! ```text
 //! POST /drain                                                    200 {"revision": 17, "applied": true, "proxies": 3, "behind": []}
 //! {"mesh": "default", "name": "backend-1", "dataplaneToken": "ey..", "instance": "6f.."}
 //! ```
+//! For an ingress the answer has `"elsewhere": {"confirmed": true}`, as the global says. Without the global's word (it cannot be reached,
+//! or some zone does not report) the answer comes when the time is over, and says so.
 //! 401: the token is not its own. 404: no such Dataplane. 409: another run of this proxy is connected, which this one must not end.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -23,10 +26,19 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tracing::{info, warn};
 use ursa_model::{Kind, Resource, ResourceKey, kind::dataplane::Dataplane, labels};
-use ursa_runtime::{error::Chain, lease::within, serve};
-use ursa_state::View;
+use ursa_runtime::{
+    error::Chain,
+    lease::{Deadline, within},
+    serve,
+};
+use ursa_state::{GlobalRevision, View};
 
-use super::{auth, phase::Phase, registrar::Registrar};
+use super::{
+    auth,
+    elsewhere::{OtherZones, Others},
+    phase::Phase,
+    registrar::Registrar,
+};
 use crate::{
     connections::{Connections, Peer},
     world::ProxyId,
@@ -34,7 +46,7 @@ use crate::{
 
 /// Largest request, in bytes: two names and a token.
 const MAX_BODY: usize = 64 * 1024;
-/// How long the other proxies may take. Whoever is slower is stuck, and the proxy that drains serves on for a while anyway.
+/// How long the other proxies and zones may take. Whoever is slower is stuck, and the proxy that drains serves on for a while anyway.
 const MAX_WAIT: Duration = Duration::from_secs(5);
 /// How long the last proxy of a workload waits for another that is about to serve. An Envoy takes its listeners in tens of milliseconds.
 const MAX_SUCCESSION: Duration = Duration::from_secs(2);
@@ -46,6 +58,8 @@ const MAX_NAMED: usize = 10;
 pub struct Drain {
     pub registrar: Registrar,
     pub connections: Connections,
+    /// `None`: there are no other zones.
+    pub elsewhere: Option<Arc<dyn OtherZones>>,
 }
 
 #[derive(Deserialize)]
@@ -69,8 +83,14 @@ struct Answer {
     applied: bool,
     /// How many do.
     proxies: usize,
-    /// Some of those that do not.
+    /// Some of those that have not answered.
     behind: Vec<String>,
+    /// Some of those that run it but for what they refuse.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    refused: Vec<String>,
+    /// Of an ingress: whether the other zones know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    elsewhere: Option<Others>,
 }
 
 struct Refused(StatusCode, String);
@@ -128,23 +148,55 @@ impl Drain {
         self.let_a_successor_begin(&proxy, stored).await;
         // Meanwhile the next run may have connected.
         self.check_run(&proxy, &asking)?;
-        let marked = self.registrar.drain(&key).await;
+        let marked = self.registrar.drain(&key, request.instance.as_deref()).await;
         let revision = marked.map_err(|status| Refused(StatusCode::SERVICE_UNAVAILABLE, status.message().to_owned()))?;
         let revision = revision.ok_or_else(|| Refused(StatusCode::NOT_FOUND, format!("{key} does not exist")))?;
-        let applied = self.connections.applied(revision, MAX_WAIT).await;
-        let behind: Vec<String> = applied.behind.iter().take(MAX_NAMED).map(ToString::to_string).collect();
+        let is_ingress = stored.spec::<Dataplane>().is_ok_and(|d| d.zone_listeners().0);
+        let (applied, elsewhere) = tokio::join!(self.connections.applied(revision, MAX_WAIT), async {
+            match &self.elsewhere {
+                Some(others) if is_ingress => Some(self.applied_elsewhere(others.as_ref(), revision).await),
+                _ => None,
+            }
+        });
+        let name = |proxies: &mut dyn Iterator<Item = &ProxyId>| proxies.take(MAX_NAMED).map(ToString::to_string).collect();
         let answer = Answer {
             revision,
-            applied: behind.is_empty(),
+            applied: applied.behind.is_empty() && applied.refused.is_empty(),
             proxies: applied.done,
-            behind,
+            behind: name(&mut applied.behind.iter()),
+            refused: name(&mut applied.refused.iter().map(|(proxy, _)| proxy)),
+            elsewhere,
         };
-        if answer.applied {
+        if answer.behind.is_empty() {
             info!(%proxy, revision, proxies = answer.proxies, "proxy drains, nothing new is sent to it");
         } else {
             warn!(%proxy, revision, behind = ?answer.behind, "proxy drains, but some proxies do not take the news within {MAX_WAIT:?}");
         }
+        for (refusing, why) in applied.refused.iter().take(MAX_NAMED) {
+            warn!(%proxy, revision, %refusing, %why, "this one refuses part of what it is sent; it is not waited for");
+        }
+        match &answer.elsewhere {
+            Some(others) if others.confirmed => info!(%proxy, revision, "the other zones do not send to this ingress any more"),
+            Some(Others { behind, reason, .. }) => {
+                warn!(%proxy, revision, ?behind, reason, "ingress drains, but it is not known that all other zones have the news; it had {MAX_WAIT:?} to reach them");
+            }
+            None => {}
+        }
         Ok(answer)
+    }
+
+    /// Waits until the other zones have stored what this one withdrew. What nobody confirms gets the whole time: it may be on its way.
+    async fn applied_elsewhere(&self, others: &dyn OtherZones, revision: u64) -> Others {
+        let time = Deadline::after(MAX_WAIT);
+        let own = GlobalRevision {
+            revision,
+            ..self.registrar.view().at_global()
+        };
+        let known = others.have(own, MAX_WAIT).await;
+        if !known.confirmed {
+            time.passed().await;
+        }
+        known
     }
 
     /// Refuses to end another run than the one that asks.
@@ -167,7 +219,7 @@ impl Drain {
         let phase = |view: &View, other: &ProxyId| {
             let key = ResourceKey::new(Kind::Dataplane, &other.mesh, &other.name).ok()?;
             let dataplane = view.get(&key).filter(|d| d.label(labels::WORKLOAD) == workload)?;
-            dataplane.spec::<Dataplane>().ok().map(|d| Phase::of(&d))
+            Some(Phase::of(dataplane))
         };
         let has_address = |view: &View, other: &ProxyId| {
             ResourceKey::new(Kind::MeshZoneAddress, &other.mesh, &other.name).is_ok_and(|key| view.get(&key).is_some())

@@ -118,7 +118,7 @@ impl HdsServer {
                 }
                 (Some(true), Some(false)) => {
                     info!(%proxy, "its Envoy fails its own health check: it drains");
-                    self.registrar.drain(&key).await?;
+                    self.registrar.drain(&key, None).await?;
                     live = Some(false);
                 }
                 (None | Some(false), Some(true)) => {

@@ -13,12 +13,8 @@ use ursa_model::{
 };
 use ursa_state::{Changeset, Expect, Op, OpError, Put, RequestId, View};
 
-use super::phase::{Phase, mark};
-use crate::{
-    derive::addresses,
-    reconcile::{BY_PROXY, LIFECYCLE, Propose},
-    world::ProxyId,
-};
+use super::phase::{self, BY_PROXY, LIFECYCLE, Phase};
+use crate::{derive::addresses, reconcile::Propose, world::ProxyId};
 
 /// Tries to mark a Dataplane that others change at the same time.
 const MARK_TRIES: usize = 5;
@@ -27,7 +23,7 @@ const MARK_TRIES: usize = 5;
 #[derive(Clone, Debug)]
 pub struct Registered {
     pub proxy: ProxyId,
-    /// Computed labels included.
+    /// Computed labels included, without that of the phase.
     pub labels: Labels,
     pub spec: Dataplane,
     /// The spec as its proxy brought it, or as it is stored.
@@ -85,8 +81,8 @@ impl Registrar {
         let spec = resource.spec().ok()?;
         Some(Registered {
             proxy: ProxyId::new(resource.mesh(), resource.name()),
-            labels: resource.labels.clone(),
-            given_labels: resource.labels.clone(),
+            labels: phase::without(&resource.labels),
+            given_labels: phase::without(&resource.labels),
             spec,
             canonical: Arc::new(resource.spec.clone()),
         })
@@ -105,12 +101,14 @@ impl Registrar {
             return Err(Unregistered::Type(kind));
         }
         let (mesh, name) = (text_of(take("mesh")), text_of(take("name")));
-        let given: Labels = take("labels")
+        let mut given: Labels = take("labels")
             .map(serde_json::from_value)
             .transpose()
             .map_err(|e| Unregistered::Syntax(e.to_string()))?
             .unwrap_or_default();
         let key = ResourceKey::new(Kind::Dataplane, &mesh, &name)?;
+        // Where it comes from a stored one, it is of another time.
+        given.remove(phase::LABEL);
         let mut found = ursa_model::Violations::default();
         if let Err(err) = ursa_model::name::check_resource_name(&name) {
             found.add("name", err.to_string());
@@ -137,7 +135,8 @@ impl Registrar {
         })
     }
 
-    /// Stores the Dataplane in place of `stored`, in its phase, unless it is stored like that already.
+    /// Stores the Dataplane in place of `stored`, in its phase, unless it is stored like that already. One that drains keeps who asked
+    /// for that.
     pub(super) async fn register(
         &self,
         key: ResourceKey,
@@ -145,8 +144,12 @@ impl Registrar {
         stored: Option<&Resource>,
         phase: Phase,
     ) -> Result<(), Status> {
-        let spec = phase.apply(&registered.canonical);
-        if stored.is_some_and(|r| r.spec == spec && r.labels == registered.labels) {
+        let spec = phase.apply(&registered.canonical, false);
+        let mut labels = phase.label(registered.labels.clone(), None);
+        if let (Phase::Draining, Some(asked)) = (phase, stored.and_then(|s| s.label(phase::LABEL))) {
+            labels.insert(phase::LABEL.into(), asked.to_owned());
+        }
+        if stored.is_some_and(|r| r.spec == spec && r.labels == labels) {
             return Ok(());
         }
         // The token was checked against `stored`: what came between has to be checked as well.
@@ -154,7 +157,7 @@ impl Registrar {
         let put = Put {
             owner: ResourceKey::mesh_itself(key.mesh()).ok(),
             key,
-            labels: registered.labels.clone(),
+            labels,
             spec,
             status: None,
             expect,
@@ -168,18 +171,14 @@ impl Registrar {
         }
     }
 
-    /// Marks a stored Dataplane as draining, and withdraws the address of the zone that was derived from it. Returns the revision of
-    /// the zone at which that is so; `None` when there is no such Dataplane.
-    pub(super) async fn drain(&self, key: &ResourceKey) -> Result<Option<u64>, Status> {
+    /// Marks a stored Dataplane as draining because `run` asked for it, and withdraws the address of the zone that was derived from
+    /// it. Returns the revision of the zone at which that is so; `None` when there is no such Dataplane.
+    pub(super) async fn drain(&self, key: &ResourceKey, run: Option<&str>) -> Result<Option<u64>, Status> {
         let mut last = None;
         for _ in 0..MARK_TRIES {
             let view = self.view();
             let Some(stored) = view.get(key) else { return Ok(None) };
-            let mut ops = Vec::new();
-            let spec = Phase::Draining.apply(&stored.spec);
-            if spec != stored.spec {
-                ops.push(mark(stored, spec));
-            }
+            let mut ops = Vec::from_iter(phase::drain(stored, run));
             let address = ResourceKey::new(Kind::MeshZoneAddress, key.mesh(), key.name()).ok();
             let derived = address.filter(|a| {
                 view.get(a)
@@ -198,35 +197,18 @@ impl Registrar {
         Err(Status::aborted(format!("the Dataplane changes all the time: {why}")))
     }
 
-    /// Takes a Dataplane back from a drain that was called off. `given`: its spec as its proxy brought it. Says whether it drained.
+    /// Takes a Dataplane back from a drain that is over. `given`: its spec as its proxy brought it. Says whether it drained.
     pub(super) async fn recover(&self, key: &ResourceKey, given: Option<&serde_json::Value>) -> Result<bool, Status> {
         let view = self.view();
-        let Some(stored) = view.get(key) else { return Ok(false) };
-        if !stored.spec::<Dataplane>().is_ok_and(|d| Phase::of(&d) == Phase::Draining) {
-            return Ok(false);
-        }
-        let Some(given) = given else {
-            return self.reset(stored).await.map(|()| true);
-        };
-        let spec = Phase::Serving.apply(given);
-        if spec == stored.spec {
-            return Ok(false);
-        }
-        match self.store_atomic(vec![mark(stored, spec)]).await? {
-            Ok(_) => Ok(true),
-            Err(why) => Err(Status::aborted(format!(
-                "the Dataplane was changed at the same time, connect again: {why}"
-            ))),
+        match view.get(key).filter(|stored| Phase::of(stored) == Phase::Draining) {
+            Some(stored) => self.serve(stored, given).await.map(|()| true),
+            None => Ok(false),
         }
     }
 
-    /// Takes a Dataplane that exists without its proxy back from a drain that is over.
-    pub(super) async fn reset(&self, stored: &Resource) -> Result<(), Status> {
-        let spec = Phase::reset(&stored.spec);
-        if spec == stored.spec {
-            return Ok(());
-        }
-        match self.store_atomic(vec![mark(stored, spec)]).await? {
+    /// Takes a stored Dataplane back from any phase.
+    pub(super) async fn serve(&self, stored: &Resource, given: Option<&serde_json::Value>) -> Result<(), Status> {
+        match self.store_atomic(vec![phase::serve(stored, given)]).await? {
             Ok(_) => Ok(()),
             Err(why) => Err(Status::aborted(format!(
                 "the Dataplane was changed at the same time, connect again: {why}"

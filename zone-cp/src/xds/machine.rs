@@ -7,7 +7,9 @@
 //!   removed only after the listeners and routes that named them are gone;
 //! - one bad resource keeps none of its companions from the client: of a response that was NACKed the parts are sent again, in
 //!   smaller and smaller responses, until what is bad is alone. So each content is NACKed a logarithmic number of times at most;
-//! - content that was NACKed alone is not sent again until it changes;
+//! - content that was NACKed alone is not sent again until it changes, with one exception: a listener whose socket is taken by another
+//!   process is refused for a reason that is not in it. It is sent again when the proxy's other listeners change, for one of them may
+//!   have had the socket, and on [`Event::Retry`];
 //! - nothing is sent that the client is known to hold, with one exception: endpoints follow a changed cluster again, because a
 //!   cluster warms up anew and waits for them.
 //!
@@ -29,6 +31,9 @@ const MAX_NAMES: usize = 20_000;
 const MAX_NAME: usize = 2_048;
 /// What is kept of the reason for a NACK, in characters.
 const MAX_MESSAGE: usize = 2_048;
+/// How Envoy says that it cannot have a listener's socket: `cannot bind '127.0.0.1:80': Address already in use`. Where it says
+/// otherwise, the listener stays refused until it changes.
+const CANNOT_BIND: &str = "cannot bind";
 
 /// What happens to the machine.
 #[allow(clippy::large_enum_variant, reason = "events are handled at once and never kept")]
@@ -36,6 +41,8 @@ const MAX_MESSAGE: usize = 2_048;
 pub enum Event {
     Request(DeltaDiscoveryRequest),
     Snapshot(Arc<ProxySnapshot>),
+    /// Time to try again what was refused for want of a socket.
+    Retry,
 }
 
 /// What the shell must do.
@@ -90,6 +97,8 @@ struct TypeState {
     known: BTreeMap<String, Option<Arc<str>>>,
     /// By name, the version that the client refused, alone.
     refused: BTreeMap<String, Arc<str>>,
+    /// Those of the refused that lack nothing but a socket.
+    unbound: BTreeSet<String>,
     /// By name, the version that the client refused in company and that is still to be sent again.
     suspects: BTreeMap<String, Arc<str>>,
     /// The suspects in parts, each of which is a response of its own. Names that are no suspects any more do not count.
@@ -126,6 +135,11 @@ impl TypeState {
         }
         let parts = match <[_; 1]>::try_from(resources) {
             Ok([(name, version)]) => {
+                if kind == XdsType::Listener && message.contains(CANNOT_BIND) {
+                    self.unbound.insert(name.clone());
+                } else {
+                    self.unbound.remove(&name);
+                }
                 self.refused.insert(name, version);
                 return;
             }
@@ -144,6 +158,16 @@ impl TypeState {
         for part in parts.into_iter().filter(|p| !p.is_empty()) {
             self.parts.push_back(part.iter().map(|(name, _)| name.clone()).collect());
             self.suspects.extend(part);
+        }
+    }
+
+    /// Sends again what lacked a socket, each in a response of its own.
+    fn retry(&mut self) {
+        for name in std::mem::take(&mut self.unbound) {
+            if let Some(version) = self.refused.remove(&name) {
+                self.suspects.insert(name.clone(), version);
+                self.parts.push_back(vec![name]);
+            }
         }
     }
 
@@ -182,8 +206,15 @@ pub struct Machine {
     snapshot: Option<Arc<ProxySnapshot>>,
     nonce: u64,
     settled: Option<(u64, Option<GlobalRevision>)>,
-    /// See [`Machine::runs_all`].
-    runs_all: bool,
+    /// `None` while something is to be sent or unanswered.
+    standing: Option<Standing>,
+}
+
+/// How the client stands to the newest snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    RunsAll,
+    Refuses,
 }
 
 impl Machine {
@@ -196,13 +227,37 @@ impl Machine {
 
     /// The client took everything of the newest snapshot, and refused nothing of it.
     pub fn runs_all(&self) -> bool {
-        self.runs_all
+        self.standing == Some(Standing::RunsAll)
+    }
+
+    /// Something lacks nothing but a socket: a timer with back-off should run and end in [`Event::Retry`].
+    pub fn wants_retry(&self) -> bool {
+        let listeners = &self.types[&XdsType::Listener];
+        listeners.in_flight.is_none() && !listeners.unbound.is_empty()
+    }
+
+    /// The client took everything of the newest snapshot but what it refused, and nothing is left to send.
+    pub fn refuses(&self) -> bool {
+        self.standing == Some(Standing::Refuses)
+    }
+
+    fn retry(&mut self) {
+        if let Some(listeners) = self.types.get_mut(&XdsType::Listener) {
+            listeners.retry();
+        }
     }
 
     pub fn handle(&mut self, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Snapshot(snapshot) => self.snapshot = Some(snapshot),
+            Event::Snapshot(snapshot) => {
+                let before = self.snapshot.replace(snapshot.clone());
+                // One of them may have had the socket that another lacks.
+                if before.is_some_and(|before| !same_versions(XdsType::Listener, &before, &snapshot)) {
+                    self.retry();
+                }
+            }
+            Event::Retry => self.retry(),
             Event::Request(request) => {
                 if let Err(status) = self.request(request, &mut actions) {
                     actions.push(Action::Close(status));
@@ -272,6 +327,7 @@ impl Machine {
             None => {
                 for (name, _) in answered.sent.iter().filter(|(_, version)| version.is_some()) {
                     state.refused.remove(name);
+                    state.unbound.remove(name);
                 }
                 actions.push(Action::Report(Report::Acked(kind)));
             }
@@ -301,7 +357,7 @@ impl Machine {
         let done = XdsType::ALL.into_iter().all(|kind| self.is_settled(kind, &snapshot)) && self.types[&XdsType::Cluster].subscribed;
         let at = (snapshot.zone_revision, snapshot.global);
         let refused = done && XdsType::ALL.into_iter().any(|kind| self.refuses_any(kind, &snapshot));
-        self.runs_all = done && !refused;
+        self.standing = done.then_some(if refused { Standing::Refuses } else { Standing::RunsAll });
         if done && self.settled != Some(at) {
             self.settled = Some(at);
             actions.push(Action::Report(Report::Settled {
@@ -470,6 +526,12 @@ impl Machine {
         }
         actions.push(Action::Send { kind, response, unchanged });
     }
+}
+
+/// Both snapshots hold the same of this type.
+fn same_versions(kind: XdsType, a: &ProxySnapshot, b: &ProxySnapshot) -> bool {
+    let (a, b) = (a.of(kind), b.of(kind));
+    a.len() == b.len() && a.iter().zip(b).all(|((x, v), (y, w))| x == y && v.version == w.version)
 }
 
 /// Names that the client holds and the snapshot lacks.

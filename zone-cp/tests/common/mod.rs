@@ -28,6 +28,7 @@ use ursa_zone_cp::{
         ads::{AdsServer, Registrar},
         bootstrap::{self, Bootstrap},
         drain::{self, Drain},
+        elsewhere::OtherZones,
         insight::Insights,
     },
     metrics::XdsMetrics,
@@ -107,10 +108,17 @@ pub struct TestZone {
 }
 
 pub const MESH: &str = "default";
+/// No step may take longer.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 impl TestZone {
     /// A zone `west` with mesh `default` and a signing key for its tokens.
     pub async fn start() -> Self {
+        Self::beside(None).await
+    }
+
+    /// The same, beside other zones.
+    pub async fn beside(elsewhere: Option<Arc<dyn OtherZones>>) -> Self {
         let zone: ZoneName = "west".parse().unwrap();
         let (tasks, store, observed) = (Tasks::new(), MemoryStore::new(), Observed::default());
         let key = SigningKey::generate().unwrap();
@@ -139,6 +147,7 @@ impl TestZone {
         let drain = Drain {
             registrar: registrar.clone(),
             connections: connections.clone(),
+            elsewhere,
         };
         let ads = AdsServer {
             registrar: registrar.clone(),
@@ -245,8 +254,8 @@ impl TestZone {
     /// Waits for a condition on the durable tier.
     pub async fn wait(&self, what: &str, f: impl Fn(&View) -> bool) {
         let mut views = self.store.subscribe();
-        let found = tokio::time::timeout(Duration::from_secs(10), views.wait_for(|v| f(v))).await;
-        assert!(found.is_ok(), "waited 10 s for: {what}");
+        let found = tokio::time::timeout(PATIENCE, views.wait_for(|v| f(v))).await;
+        assert!(found.is_ok(), "waited {PATIENCE:?} for: {what}");
     }
 }
 

@@ -161,6 +161,7 @@ impl Life {
         let drain = Drain {
             registrar: registrar.clone(),
             connections: connections.clone(),
+            elsewhere: None,
         };
         let hds = HdsServer {
             registrar: registrar.clone(),

@@ -84,6 +84,8 @@ pub enum Refusal {
 #[derive(Default)]
 pub struct Envoy {
     pub refusal: Refusal,
+    /// Listeners whose sockets somebody else has.
+    pub busy: BTreeSet<String>,
     pub held: BTreeMap<XdsType, BTreeMap<String, String>>,
     pub asked: BTreeMap<XdsType, BTreeSet<String>>,
     /// What was refused alone, by name.
@@ -171,17 +173,23 @@ impl Envoy {
             prop_assert!(!is_bad(version) || came.1 <= PATIENCE, "{kind:?} {name} comes again and again");
         }
         let (bad, good): (Vec<_>, Vec<_>) = versions.into_iter().partition(|(_, version)| is_bad(version));
-        if let ([(name, version)], []) = (bad.as_slice(), good.as_slice()) {
+        let is_busy = |name: &String| kind == XdsType::Listener && self.busy.contains(name);
+        let (unbound_ones, good): (Vec<_>, Vec<_>) = good.into_iter().partition(|(name, _)| is_busy(name));
+        if let ([(name, version)], [], []) = (bad.as_slice(), good.as_slice(), unbound_ones.as_slice()) {
             self.alone.insert((kind, name.clone()), version.clone());
             if kind == XdsType::Cluster {
                 self.lacking.insert(name.clone());
             }
         }
-        if !bad.is_empty() {
+        let unbound = |(name, _): &(String, String)| format!("{name}: cannot bind '127.0.0.1:80': Address already in use");
+        let unbound: Vec<String> = unbound_ones.iter().map(unbound).collect();
+        if !bad.is_empty() || !unbound.is_empty() {
             let names = |list: &[(String, String)]| list.iter().map(|(n, _)| format!("{n}: bad")).collect::<Vec<_>>().join(", ");
             let message = match self.refusal {
+                // A socket is asked for once the message is understood: then the others are taken.
+                _ if bad.is_empty() => format!("Error adding/updating listener(s) {}", unbound.join("\n")),
                 Refusal::Whole => "Proto constraint validation failed".into(),
-                Refusal::Named => format!("Error adding/updating {}", names(&bad)),
+                Refusal::Named => format!("Error adding/updating {}\n{}", names(&bad), unbound.join("\n")),
                 Refusal::Lying => format!("Error adding/updating {}", names(&good)),
             };
             answer.error_detail = Some(ErrorDetail { code: 13, message });

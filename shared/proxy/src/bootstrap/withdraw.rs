@@ -38,10 +38,12 @@ pub struct DrainRequest {
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Withdrawn {
-    /// So many proxies of the zone run without this one.
+    /// So many proxies of the zone run without this one; of an ingress, the other zones know as well.
     Applied { proxies: u64 },
-    /// It is withdrawn, but these proxies did not take the news in time.
+    /// It is withdrawn, but these proxies did not take the news, in time or at all.
     Behind { proxies: Vec<String> },
+    /// It is withdrawn in its zone; whether the other zones know is not known, for this reason. They had the time.
+    Elsewhere(String),
     /// The control plane does not know how, or does not know this proxy.
     Unknown,
     /// It says no, for this reason.
@@ -55,6 +57,7 @@ impl fmt::Display for Withdrawn {
         match self {
             Self::Applied { proxies } => write!(f, "applied by {proxies} proxies"),
             Self::Behind { proxies } => write!(f, "not taken by {}", proxies.join(", ")),
+            Self::Elsewhere(reason) => write!(f, "not confirmed of the other zones: {reason}"),
             Self::Unknown => f.write_str("the control plane does not know how"),
             Self::Refused(reason) => write!(f, "refused: {reason}"),
             Self::Failed(failure) => write!(f, "no answer: {failure}"),
@@ -69,6 +72,28 @@ struct Answer {
     proxies: u64,
     #[serde(default)]
     behind: Vec<String>,
+    #[serde(default)]
+    refused: Vec<String>,
+    #[serde(default)]
+    elsewhere: Option<Elsewhere>,
+}
+
+/// Of the other zones.
+#[derive(Deserialize)]
+struct Elsewhere {
+    confirmed: bool,
+    #[serde(default)]
+    behind: Vec<String>,
+    #[serde(default)]
+    reason: Option<String>,
+}
+
+impl Elsewhere {
+    fn why(self) -> String {
+        let behind = (!self.behind.is_empty()).then(|| format!("behind are {}", self.behind.join(", ")));
+        let all: Vec<String> = behind.into_iter().chain(self.reason).collect();
+        all.join("; ")
+    }
 }
 
 impl Client {
@@ -108,8 +133,14 @@ impl Client {
 fn judge(status: StatusCode, body: &[u8]) -> Result<Withdrawn, String> {
     match status {
         StatusCode::OK => match serde_json::from_slice::<Answer>(body) {
-            Ok(answer) if answer.applied => Ok(Withdrawn::Applied { proxies: answer.proxies }),
-            Ok(answer) => Ok(Withdrawn::Behind { proxies: answer.behind }),
+            Ok(answer) if !answer.applied => Ok(Withdrawn::Behind {
+                proxies: [answer.behind, answer.refused].concat(),
+            }),
+            Ok(Answer {
+                elsewhere: Some(elsewhere),
+                ..
+            }) if !elsewhere.confirmed => Ok(Withdrawn::Elsewhere(elsewhere.why())),
+            Ok(answer) => Ok(Withdrawn::Applied { proxies: answer.proxies }),
             Err(_) => Ok(Withdrawn::Unknown),
         },
         StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Ok(Withdrawn::Unknown),
@@ -136,6 +167,16 @@ mod tests {
                 proxies: vec!["default.x".into()]
             }
         );
+        assert_eq!(
+            ok(r#"{"revision": 9, "applied": false, "proxies": 3, "behind": ["default.x"], "refused": ["default.y"]}"#),
+            Withdrawn::Behind {
+                proxies: vec!["default.x".into(), "default.y".into()]
+            }
+        );
+        let confirmed = r#"{"revision": 9, "applied": true, "proxies": 3, "behind": [], "elsewhere": {"confirmed": true}}"#;
+        assert_eq!(ok(confirmed), Withdrawn::Applied { proxies: 3 });
+        let not = r#"{"applied": true, "proxies": 3, "elsewhere": {"confirmed": false, "behind": ["east"], "reason": "late"}}"#;
+        assert_eq!(ok(not), Withdrawn::Elsewhere("behind are east; late".into()));
         assert_eq!(ok("<html>"), Withdrawn::Unknown);
         assert_eq!(judge(StatusCode::NOT_FOUND, b"404 page not found"), Ok(Withdrawn::Unknown));
         assert_eq!(
