@@ -105,6 +105,14 @@ impl Call {
         self.shared.waiters.clone().try_acquire_owned().ok()
     }
 
+    /// A place among the requests that read the past; `None` when all are taken. Administrators have places of their own.
+    pub(crate) fn place_in_the_past(&self) -> Option<OwnedSemaphorePermit> {
+        let [anybody, admins] = &self.shared.historians;
+        let is_admin = self.api().access.is_admin(&self.caller.user);
+        let places = if is_admin { admins } else { anybody };
+        places.clone().try_acquire_owned().ok()
+    }
+
     /// A part of the path; empty when the route has none of that name.
     pub(crate) fn param(&self, name: &str) -> &str {
         self.params.get(name).map_or("", String::as_str)
@@ -149,12 +157,17 @@ impl Call {
 
     /// This request's URL with another offset: absolute if the request names its host. Forwarded headers are not believed.
     pub(crate) fn next_link(&self, offset: usize) -> String {
+        self.link_with("offset", &offset.to_string())
+    }
+
+    /// This request's URL with another value of one parameter, as [`Call::next_link`].
+    pub(crate) fn link_with(&self, name: &str, value: &str) -> String {
         let host = self
             .headers
             .get(header::HOST)
             .and_then(|h| h.to_str().ok())
             .or_else(|| self.uri.authority().map(|a| a.as_str()));
-        let rest = format!("{}?{}", self.uri.path(), self.query.with_offset(offset));
+        let rest = format!("{}?{}", self.uri.path(), self.query.with(name, value));
         match host {
             Some(host) => format!("{}://{host}{rest}", if self.https { "https" } else { "http" }),
             None => rest,

@@ -200,6 +200,32 @@ impl Error {
         error
     }
 
+    /// As many requests as may read the past at once do.
+    pub(crate) fn too_many_historians() -> Self {
+        let detail = "too many requests read the history at the moment, try again later";
+        let mut error = Self::new(StatusCode::SERVICE_UNAVAILABLE, "Service unavailable", detail);
+        error.0.retry_after = Some(RETRY_AFTER);
+        error
+    }
+
+    /// The revision is below the floor of the history.
+    pub(crate) fn compacted(field: &str, detail: String) -> Self {
+        let violation = Violation {
+            field: field.into(),
+            reason: detail.clone(),
+        };
+        Self::new(StatusCode::GONE, "Revision is no longer kept", detail).with(Violations(vec![violation]))
+    }
+
+    /// A change that no entry of the log takes.
+    pub(crate) fn change_too_large(bytes: usize, limit: usize) -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "Payload too large",
+            format!("the change has {bytes} bytes, more than the {limit} that are done at once: do it in parts, by mesh, type or name"),
+        )
+    }
+
     /// A write that may or may not have happened.
     pub fn outcome_unknown(request_id: impl fmt::Display) -> Self {
         let mut error = Self::new(

@@ -28,6 +28,8 @@ pub(crate) struct Shared {
     pub(crate) authenticator: Authenticator,
     /// One permit for each request that may wait for zones.
     pub(crate) waiters: Arc<Semaphore>,
+    /// One permit for each request that may read the past: of anybody, and of administrators.
+    pub(crate) historians: [Arc<Semaphore>; 2],
 }
 
 pub(crate) async fn gate(State(shared): State<Arc<Shared>>, mut request: Request, next: Next) -> Response {

@@ -17,6 +17,7 @@ mod backend;
 mod body;
 pub mod bootstrap;
 mod call;
+mod check;
 mod defaults;
 mod depth;
 mod envelope;
@@ -26,7 +27,9 @@ mod insight;
 mod inspect;
 mod keys;
 mod kubernetes;
+mod past;
 mod query;
+mod rollback;
 mod routes;
 mod rules;
 #[cfg(any(test, feature = "testing"))]

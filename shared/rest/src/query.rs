@@ -74,16 +74,15 @@ impl Query {
         usize::try_from(offset).map_err(|_| Error::store_invalid(TITLE, "invalid offset: must be non-negative"))
     }
 
-    /// The query with another offset, keys in alphabetical order as Go's `url.Values` writes them.
-    pub(crate) fn with_offset(&self, offset: usize) -> String {
+    /// The query with another value of one parameter, keys in alphabetical order as Go's `url.Values` writes them.
+    pub(crate) fn with(&self, name: &str, value: &str) -> String {
         let mut all: Vec<(&str, &str)> = self
             .0
             .iter()
-            .filter(|(k, _)| k != "offset")
+            .filter(|(k, _)| k != name)
             .map(|(k, v)| (k.as_str(), v.as_str()))
             .collect();
-        let offset = offset.to_string();
-        all.push(("offset", &offset));
+        all.push((name, value));
         all.sort_by_key(|(k, _)| *k);
         form_urlencoded::Serializer::new(String::new()).extend_pairs(all).finish()
     }
@@ -250,7 +249,7 @@ mod tests {
     #[test]
     fn the_next_link_keeps_the_other_parameters() {
         assert_eq!(
-            query("size=2&offset=2&filter[labels.a]=b%26c").with_offset(4),
+            query("size=2&offset=2&filter[labels.a]=b%26c").with("offset", "4"),
             "filter%5Blabels.a%5D=b%26c&offset=4&size=2"
         );
     }

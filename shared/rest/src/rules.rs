@@ -78,15 +78,37 @@ impl Document {
                 (spec, "spec")
             }
         };
-        if spec.is_object() {
-            match (descriptor.canonical)(spec) {
-                Ok(spec) => document.spec = spec,
-                Err(found) => document.found = below(at, found),
-            }
-        } else {
-            document.found.add("spec", "must be an object");
-        }
+        document.take_spec(kind, spec, at);
         Ok(document)
+    }
+
+    /// The document that a stored resource would be today.
+    pub(crate) fn of(stored: &Resource) -> Self {
+        let mut document = Self {
+            kind: stored.kind().name().to_owned(),
+            mesh: stored.mesh().to_owned(),
+            name: stored.name().to_owned(),
+            labels: stored.labels.clone(),
+            spec: Value::Null,
+            found: Violations::default(),
+        };
+        let at = match stored.kind().descriptor().encoding {
+            Encoding::Proto(_) => "",
+            Encoding::Json => "spec",
+        };
+        document.take_spec(stored.kind(), stored.spec.clone(), at);
+        document
+    }
+
+    fn take_spec(&mut self, kind: Kind, spec: Value, at: &str) {
+        if !spec.is_object() {
+            self.found.add("spec", "must be an object");
+            return;
+        }
+        match (kind.descriptor().canonical)(spec) {
+            Ok(spec) => self.spec = spec,
+            Err(found) => self.found = below(at, found),
+        }
     }
 }
 

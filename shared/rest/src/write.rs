@@ -11,12 +11,12 @@ use sha2::{Digest, Sha256};
 use tracing::error;
 use ursa_model::{ResourceKey, Timestamp};
 use ursa_runtime::{error::Chain, stages};
-use ursa_state::{Applied, Changeset, GlobalRevision, Op, OpError, OpResult, RequestId};
+use ursa_state::{Applied, Catalog, Changeset, GlobalRevision, Op, OpError, OpResult, RequestId};
 use uuid::Uuid;
 
 use crate::{
     audit,
-    backend::ProposeError,
+    backend::{Freshness, ProposeError},
     call::{Call, REQUEST_ID_HEADER, json, set_revision},
     error::Error,
     wait::{self, APPLIED_HEADER, Wait},
@@ -31,13 +31,10 @@ struct Success {
 
 /// A write that is about to be proposed.
 pub(crate) struct Write {
-    /// The resource it is about.
-    pub(crate) subject: ResourceKey,
-    /// The first op is the subject's own; its result decides the answer.
+    /// What it is about, for logs.
+    pub(crate) subject: String,
     pub(crate) ops: Vec<Op>,
     pub(crate) warnings: Vec<String>,
-    /// Title of errors.
-    pub(crate) title: &'static str,
     /// When the request had been read.
     pub(crate) received_ns: u64,
     pub(crate) id: WriteId,
@@ -82,39 +79,42 @@ impl WriteId {
     }
 }
 
-/// Proposes the write and answers it.
-pub(crate) async fn commit(call: &Call, write: Write) -> Response {
+/// Proposes the write of one resource, whose own op is the first, and answers it by the result of that.
+pub(crate) async fn commit(call: &Call, write: Write, subject: ResourceKey, title: &'static str) -> Response {
+    commit_with(call, write, |applied, _, warnings| answer(applied, &subject, warnings, title)).await
+}
+
+/// Proposes a write, and answers it with what `answer` makes of the outcome, of a picture that contains it, and of warnings; it is asked
+/// twice, without warnings first.
+pub(crate) async fn commit_with(
+    call: &Call,
+    write: Write,
+    answer: impl Fn(&Applied, Option<&Catalog>, Vec<String>) -> Response,
+) -> Response {
     let Write {
         subject,
         ops,
         mut warnings,
-        title,
         received_ns,
         id,
         wait,
     } = write;
-    let subject_text = subject.to_string();
     let mut set = Changeset::atomic(id.store, Timestamp::now(), ops);
     set.actor = call.caller.user.name.clone();
     let outcome = call.api().backend.propose(set).await;
     let committed_ns = now_ns();
     let mut response = match outcome {
         Ok(applied) => {
-            record_stages(call, &applied, &subject_text, received_ns, committed_ns);
+            record_stages(call, &applied, &subject, received_ns, committed_ns);
             // Before the wait, which ends with the client: what is done is in the log, whoever hears of it.
-            audit::written(
-                &call.caller,
-                &call.method,
-                &subject_text,
-                applied.revision,
-                answer(&applied, &subject, Vec::new(), title).status(),
-                &id.client,
-            );
+            let after = call.api().backend.catalog(Freshness::Stale).await.ok();
+            let status = answer(&applied, after.as_ref(), Vec::new()).status();
+            audit::written(&call.caller, &call.method, &subject, applied.revision, status, &id.client);
             let zones = match wait {
                 Some(wait) if applied.rejected.is_none() => Some(wait_for_zones(call, &applied, wait, &mut warnings).await),
                 _ => None,
             };
-            let mut response = answer(&applied, &subject, warnings, title);
+            let mut response = answer(&applied, after.as_ref(), warnings);
             if let Some(told) = zones {
                 response.headers_mut().insert(APPLIED_HEADER, told);
             }
@@ -122,7 +122,7 @@ pub(crate) async fn commit(call: &Call, write: Write) -> Response {
             response
         }
         Err(reason) => {
-            audit::write_failed(&call.caller, &call.method, &subject_text, &reason, &id.client);
+            audit::write_failed(&call.caller, &call.method, &subject, &reason, &id.client);
             propose_error(&reason, id.client).into_response()
         }
     };
@@ -149,7 +149,7 @@ pub(crate) fn propose_error(reason: &ProposeError, id: RequestId) -> Error {
     match reason {
         ProposeError::Unavailable(why) => Error::unavailable(why),
         ProposeError::Unknown => Error::outcome_unknown(id),
-        ProposeError::TooLarge { limit, .. } => Error::too_large(*limit),
+        ProposeError::TooLarge { bytes, limit } => Error::change_too_large(*bytes, *limit),
     }
 }
 
@@ -180,7 +180,7 @@ fn answer(applied: &Applied, subject: &ResourceKey, warnings: Vec<String>, title
     }
 }
 
-fn rejected(reason: &OpError, subject: &ResourceKey, title: &'static str) -> Error {
+pub(crate) fn rejected(reason: &OpError, subject: &ResourceKey, title: &'static str) -> Error {
     match reason {
         OpError::Missing(key) if key == subject => Error::not_found(title),
         OpError::Exists(_) | OpError::Missing(_) | OpError::Conflict { .. } => Error::conflict(reason),

@@ -70,11 +70,8 @@ impl State {
             feature_level: self.feature_level,
             objects: self.view.objects.values().collect(),
             changes: history.recent().collect(),
-            requests: self
-                .request_order
-                .iter()
-                .filter_map(|(i, id)| self.requests.get(id).map(|a| (*i, *id, a.as_ref())))
-                .collect(),
+            requests: self.requests.iter().map(|(index, id, _, answer)| (index, id, answer)).collect(),
+            request_times: self.requests.iter().map(|(.., at, _)| at).collect(),
         };
         let json = serde_json::to_vec(&document).map_err(SnapshotError::Json)?;
         out.write_all(MAGIC)?;
@@ -157,9 +154,10 @@ impl State {
         for changes in document.changes {
             state.view.history.restore(changes);
         }
-        for (index, id, applied) in document.requests {
-            state.request_order.insert_mut(index, id);
-            state.requests.insert_mut(id, Arc::new(applied));
+        // The first versions did not write the times: then they count from the newest.
+        let times = document.request_times.into_iter().chain(std::iter::repeat(document.time));
+        for ((index, id, answer), at) in document.requests.into_iter().zip(times) {
+            state.requests.remember(index, id, at, Arc::new(answer));
         }
         Ok(state)
     }
@@ -185,6 +183,8 @@ struct DocumentRef<'a> {
     objects: Vec<&'a Arc<Resource>>,
     changes: Vec<&'a Arc<RevisionChanges>>,
     requests: Vec<(u64, RequestId, &'a Applied)>,
+    /// Of the requests, in the same order.
+    request_times: Vec<Timestamp>,
 }
 
 #[derive(Deserialize)]
@@ -201,4 +201,6 @@ struct Document {
     objects: Vec<Arc<Resource>>,
     changes: Vec<Arc<RevisionChanges>>,
     requests: Vec<(u64, RequestId, Applied)>,
+    #[serde(default)]
+    request_times: Vec<Timestamp>,
 }

@@ -7,14 +7,11 @@ use rpds::RedBlackTreeMapSync;
 use ursa_model::{Resource, ResourceKey, Timestamp};
 
 use crate::{
-    change::{
-        Applied, Change, Changeset, Command, Expect, HistoryId, Mode, Op, OpError, OpResult, Put, RequestId, Revision, RevisionChanges,
-    },
+    change::{Applied, Change, Changeset, Command, Expect, HistoryId, Mode, Op, OpError, OpResult, Put, Revision, RevisionChanges},
+    requests::Requests,
     view::View,
 };
 
-/// Request ids remembered: a retry comes within seconds, and a busy global commits some thousand sets in that time.
-pub const MAX_REQUESTS: usize = 8_192;
 /// Depth of ownership followed by a delete; Kuma's chains have three levels.
 const MAX_CASCADE_DEPTH: usize = 16;
 
@@ -29,9 +26,7 @@ pub struct State {
     pub(crate) feature_level: u32,
     /// (owner, owned).
     pub(crate) owned: RedBlackTreeMapSync<(ResourceKey, ResourceKey), ()>,
-    pub(crate) requests: RedBlackTreeMapSync<RequestId, Arc<Applied>>,
-    /// The ids by the log index that brought them, oldest first.
-    pub(crate) request_order: RedBlackTreeMapSync<u64, RequestId>,
+    pub(crate) requests: Requests,
 }
 
 /// The resources that one changeset touched so far: first `before`, newest `after`.
@@ -151,7 +146,7 @@ impl State {
                 rejected: None,
             }
         };
-        self.remember(index, set.id, &applied);
+        self.requests.remember(index, set.id, at, Arc::new(applied.clone()));
         applied
     }
 
@@ -168,21 +163,6 @@ impl State {
         view.time = at;
         view.global = set.global.or(view.global);
         view.history.push(Arc::new(entry));
-    }
-
-    fn remember(&mut self, index: u64, id: RequestId, applied: &Applied) {
-        if id == RequestId::default() {
-            return;
-        }
-        self.requests.insert_mut(id, Arc::new(applied.clone()));
-        self.request_order.insert_mut(index, id);
-        while self.request_order.size() > MAX_REQUESTS {
-            let Some((oldest, id)) = self.request_order.first().map(|(i, id)| (*i, *id)) else {
-                break;
-            };
-            self.request_order.remove_mut(&oldest);
-            self.requests.remove_mut(&id);
-        }
     }
 
     fn check(&self, key: &ResourceKey, expect: Expect) -> Result<(), OpError> {

@@ -207,6 +207,35 @@ fn an_earlier_picture_knows_its_global_revision() {
     assert_eq!(node.state.view().at(views[2].revision()).unwrap().global(), Some(mark(42)));
 }
 
+/// A busy store commits more in the seconds of a retry than it would remember by number.
+#[test]
+fn a_request_that_is_sent_again_is_known_after_many_others_and_after_a_restart() {
+    let mut node = Node::new();
+    let first = node.atomic(vec![mesh("m")]);
+    let repeat = Changeset::atomic(RequestId(1_001), Timestamp(1), vec![mesh("m")]);
+    for n in 0..ursa_state::MIN_REQUESTS as u128 + 10 {
+        node.run(Command::Change(Changeset::atomic(RequestId(1 << 64 | n), Timestamp(5_000), vec![])));
+    }
+    assert_eq!(node.run(Command::Change(repeat.clone())), first);
+    let bytes = snapshot(&node.state);
+    let mut again = State::read_snapshot(bytes.as_slice()).unwrap();
+    assert_eq!(again.apply(node.index + 1, &Command::Change(repeat)), first);
+    // Each replica forgets at the same entry, wherever it has its state from.
+    for index in node.index + 2..node.index + 60 {
+        let late = Changeset::atomic(
+            RequestId(u128::from(index)),
+            Timestamp(index * 2_000),
+            vec![mesh(&format!("m{index}"))],
+        );
+        node.state.apply(index, &Command::Change(late.clone()));
+        again.apply(index, &Command::Change(late));
+        node.state.skip(index);
+    }
+    again.skip(node.index + 60);
+    node.state.skip(node.index + 60);
+    assert_eq!(snapshot(&again), snapshot(&node.state));
+}
+
 #[test]
 fn below_the_floor_the_oldest_revision_is_named() {
     let mut node = Node::new();

@@ -1,21 +1,19 @@
 //! One resource: GET, PUT, DELETE, in Kuma's order of checks (`reference/api.md` 1.2).
 //! Different: whether the caller may write is checked first, before anything of the body is read.
 
-use axum::{body::Body, response::IntoResponse};
+use axum::body::Body;
 use http::StatusCode;
-use ursa_model::{
-    Kind, Resource, ResourceKey, Scope, Timestamp, Violations,
-    kind::{mesh::Mesh, zone_insight::ZoneInsight},
-};
+use ursa_model::{Kind, Resource, ResourceKey, Scope, Timestamp, Violations, kind::mesh::Mesh};
 use ursa_state::{Expect, Op, Put};
 
 use super::Answer;
 use crate::{
     body,
-    call::{Call, json, shown},
-    defaults,
+    call::{Call, json, set_revision, shown},
+    check, defaults,
     envelope::{Overview, insight_of},
     error::Error,
+    past::{self, Point},
     rules::{self, Document},
     wait, warnings,
     write::{Write, WriteId, commit, now_ns},
@@ -23,12 +21,37 @@ use crate::{
 
 const RETRIEVE: &str = "Could not retrieve a resource";
 const DELETE: &str = "Could not delete a resource";
-const CREATE: &str = "Failed to create a resource";
-const UPDATE: &str = "Failed to update a resource";
-const UPDATE_LABELS: &str = "Could not update a resource";
 
-/// A resource, or its overview.
-pub(super) fn get(kind: Kind, overview: bool, call: &Call) -> Answer {
+/// A resource, or its overview; as it was, if a revision is named.
+pub(super) async fn get(kind: Kind, overview: bool, call: Call) -> Answer {
+    match past::asked(&call, kind, overview)? {
+        Some(point) => get_past(kind, point, call).await,
+        None => get_now(kind, overview, &call),
+    }
+}
+
+async fn get_past(kind: Kind, point: Point, call: Call) -> Answer {
+    call.require_read(kind)?;
+    let mesh = call.param("mesh").to_owned();
+    let subject = key(kind, &mesh, call.param("name"));
+    let (revision, resource) = past::look(&call, move |view| {
+        let revision = point.resolve(view, "revision")?;
+        let get = |key: Option<ResourceKey>| {
+            let found = key.map(|key| view.past().get(&key, revision)).transpose();
+            found.map(Option::flatten).map_err(|error| past::failed("revision", error))
+        };
+        if !mesh.is_empty() {
+            get(ResourceKey::mesh_itself(&mesh).ok())?.ok_or(Error::not_found("Failed to retrieve Mesh"))?;
+        }
+        Ok((revision, get(subject)?.ok_or(Error::not_found(RETRIEVE))?))
+    })
+    .await?;
+    let mut response = shown(&call, &resource)?;
+    set_revision(response.headers_mut(), &call.catalog, revision);
+    Ok(response)
+}
+
+fn get_now(kind: Kind, overview: bool, call: &Call) -> Answer {
     let mesh = call.mesh()?;
     call.require_read(kind)?;
     let resource = key(kind, mesh, call.param("name"))
@@ -69,21 +92,10 @@ pub(super) async fn put(kind: Kind, call: Call, body: Body) -> Answer {
 
     let site = &call.api().site;
     let existing = key(kind, &mesh, &name).and_then(|k| call.catalog.get(&k).cloned());
-    let title = if existing.is_some() { UPDATE } else { CREATE };
-    // Everything that is wrong is told at once, under the title of the first check that failed.
-    let mut checks = Checks::default();
-    checks.add(rules::PROCESS, rules::check_request(site, kind, &mesh, &name, &document));
-    checks.add(rules::PROCESS, document.found.clone());
-    checks.add(rules::PROCESS, token_secret(kind, &mesh, &name, &document).await?);
-    checks.add("Bad Request", rules::check_workload(kind, &document));
-    let labels = rules::compute_labels(site, kind, &mesh, &name, document.labels, &document.spec);
-    if let Some(existing) = &existing {
-        checks.add(UPDATE_LABELS, rules::check_owned(site, existing));
-        let current = rules::compute_labels(site, kind, &mesh, &name, existing.labels.clone(), &existing.spec);
-        checks.add(UPDATE_LABELS, rules::check_immutable(&current, &labels));
-    }
-    checks.add(title, rules::check_label_name(kind, &name));
-    checks.done()?;
+    let title = if existing.is_some() { check::UPDATE } else { check::CREATE };
+    let secret = token_secret(kind, &mesh, &name, &document).await?;
+    let labels = check::document(site, kind, &mesh, &name, &document, existing.as_deref(), secret)
+        .map_err(|refused| Error::invalid(refused.title, refused.found))?;
     let subject = ResourceKey::new(kind, &mesh, &name).map_err(|why| Error::invalid_field(rules::PROCESS, "name", why.to_string()))?;
 
     let owner = (kind.descriptor().scope == Scope::Mesh)
@@ -109,43 +121,14 @@ pub(super) async fn put(kind: Kind, call: Call, body: Body) -> Answer {
         ops.extend(more);
     }
     let write = Write {
-        subject,
+        subject: subject.to_string(),
         ops,
         warnings: warnings::about(&stored),
-        title,
         received_ns,
         id,
         wait,
     };
-    Ok(commit(&call, write).await)
-}
-
-/// What was found so far.
-#[derive(Default)]
-struct Checks {
-    title: Option<&'static str>,
-    found: Violations,
-}
-
-impl Checks {
-    fn add(&mut self, title: &'static str, found: Violations) {
-        if found.is_empty() {
-            return;
-        }
-        self.title.get_or_insert(title);
-        for violation in found.0 {
-            if !self.found.0.contains(&violation) {
-                self.found.0.push(violation);
-            }
-        }
-    }
-
-    fn done(self) -> Result<(), Error> {
-        match self.title {
-            Some(title) => Err(Error::invalid(title, self.found)),
-            None => Ok(()),
-        }
-    }
+    Ok(commit(&call, write, subject, title).await)
 }
 
 /// Checks the content of a secret of tokens, away from the async threads.
@@ -196,7 +179,7 @@ pub(super) async fn delete(kind: Kind, call: Call) -> Answer {
     match call.catalog.get(&subject).cloned() {
         Some(existing) => {
             refuse(DELETE, rules::check_owned(&call.api().site, &existing))?;
-            refuse(DELETE, check_unused(&call, &subject))?;
+            refuse(DELETE, check::unused(&call.catalog, &call.api().backend.unknown_zones(), &subject))?;
         }
         // A retry of a delete that was done meets nothing; only the store knows what the first request was answered.
         None if id.chosen => {}
@@ -207,42 +190,12 @@ pub(super) async fn delete(kind: Kind, call: Call) -> Answer {
         expect: Expect::Present,
     }];
     let write = Write {
-        subject,
+        subject: subject.to_string(),
         ops,
         warnings: Vec::new(),
-        title: DELETE,
         received_ns,
         id,
         wait,
     };
-    Ok(commit(&call, write).await.into_response())
-}
-
-/// A Mesh with proxies and a Zone that is connected stay.
-fn check_unused(call: &Call, subject: &ResourceKey) -> Violations {
-    let mut found = Violations::default();
-    match subject.kind() {
-        Kind::Mesh => {
-            if !call.catalog.list_in(Kind::Dataplane, subject.name()).is_empty() {
-                found.add("mesh", "unable to delete mesh, there are still some dataplanes attached");
-            }
-            for zone in call.api().backend.unknown_zones() {
-                found.add(
-                    "mesh",
-                    format!("unable to delete mesh, the dataplanes of zone {zone} are not known since it has not connected yet"),
-                );
-            }
-        }
-        Kind::Zone => {
-            let insight = key(Kind::ZoneInsight, "", subject.name()).and_then(|k| call.catalog.get(&k).cloned());
-            if insight.and_then(|i| i.spec::<ZoneInsight>().ok()).is_some_and(|i| i.is_online()) {
-                found.add(
-                    "zone",
-                    "unable to delete Zone, Zone CP is still connected, please shut it down first",
-                );
-            }
-        }
-        _ => {}
-    }
-    found
+    Ok(commit(&call, write, subject, DELETE).await)
 }

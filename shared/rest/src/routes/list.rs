@@ -5,12 +5,14 @@ use std::sync::Arc;
 use http::StatusCode;
 use serde::Serialize;
 use ursa_model::{Kind, Resource, ResourceKey};
+use ursa_state::Wanted;
 
 use super::Answer;
 use crate::{
-    call::{Call, json},
+    call::{Call, json, set_revision},
     envelope::{Envelope, Overview, insight_of},
     error::Error,
+    past::{self, Point},
     query::Filter,
 };
 
@@ -46,8 +48,40 @@ impl<T> Page<T> {
     }
 }
 
-/// A page of a kind, in the mesh of the path or in all.
-pub(super) fn list(kind: Kind, overview: bool, call: &Call) -> Answer {
+/// A page of a kind, in the mesh of the path or in all; as it was, if a revision is named.
+pub(super) async fn get(kind: Kind, overview: bool, call: Call) -> Answer {
+    match past::asked(&call, kind, overview)? {
+        Some(point) => list_past(kind, point, call).await,
+        None => list(kind, overview, &call),
+    }
+}
+
+async fn list_past(kind: Kind, point: Point, call: Call) -> Answer {
+    let size = call.query.size()?;
+    let filter = Filter::parse(kind, &call.query, &call.route)?;
+    call.require_read(kind)?;
+    let mesh = call.param("mesh").to_owned();
+    let (revision, all) = past::look(&call, move |view| {
+        let revision = point.resolve(view, "revision")?;
+        let past = view.past();
+        let failed = |error| past::failed("revision", error);
+        if !mesh.is_empty() {
+            let itself = ResourceKey::mesh_itself(&mesh).ok();
+            let itself = itself.map(|key| past.get(&key, revision)).transpose().map_err(failed)?;
+            itself.flatten().ok_or(Error::not_found("Failed to retrieve Mesh"))?;
+        }
+        let wanted = |key: &ResourceKey| key.kind() == kind && (mesh.is_empty() || key.mesh() == mesh);
+        Ok((revision, past.those(Wanted::Those(&wanted), revision).map_err(failed)?))
+    })
+    .await?;
+    let matching: Vec<Arc<Resource>> = all.into_iter().filter(|r| filter.matches(r)).collect();
+    let page = Page::cut(&call, size, matching)?;
+    let mut response = json(StatusCode::OK, &page.borrowed(|resource| Envelope(resource)));
+    set_revision(response.headers_mut(), &call.catalog, revision);
+    Ok(response)
+}
+
+fn list(kind: Kind, overview: bool, call: &Call) -> Answer {
     let size = call.query.size()?;
     let filter = Filter::parse(kind, &call.query, &call.route)?;
     let mesh = call.mesh()?;

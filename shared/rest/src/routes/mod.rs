@@ -14,16 +14,18 @@ use http::Uri;
 use tokio::sync::Semaphore;
 use ursa_model::{Kind, Scope, kind::ALL};
 
-use crate::{Api, absent, auth::Authenticator, call::Call, envelope, error::Error, gate, gate::Shared, wait};
+use crate::{Api, absent, auth::Authenticator, call::Call, envelope, error::Error, gate, gate::Shared, past, wait};
 
 mod applied;
 mod crud;
+mod history;
 mod index;
 mod insights;
 mod inspect;
 mod kri;
 mod legacy;
 mod list;
+mod rollback;
 mod tokens;
 mod types;
 
@@ -43,6 +45,7 @@ pub fn router_with(api: Api, more: Router) -> Router {
         api,
         authenticator: Authenticator::default(),
         waiters: Arc::new(Semaphore::new(wait::MAX_WAITERS)),
+        historians: [(); 2].map(|()| Arc::new(Semaphore::new(past::MAX_HISTORIANS))),
     });
     let mut router = Router::new()
         .route("/", get(index::index))
@@ -51,6 +54,9 @@ pub fn router_with(api: Api, more: Router) -> Router {
         .route("/policies", get(types::policies))
         .route("/_resources", get(types::resources))
         .route("/_kri/{kri}", get(kri::by_kri))
+        .route("/_changes", get(history::changes))
+        .route("/_history", get(history::log))
+        .route("/_rollback", post(rollback::post))
         .route("/global-insight", get(insights::global))
         .route("/global-insights", get(insights::legacy_global))
         .route("/mesh-insights", get(insights::meshes))
@@ -84,7 +90,7 @@ fn kind_routes(mut router: Routes, api: &Api, kind: Kind, segment: &str) -> Rout
         Scope::Mesh => {
             let everywhere = format!("/{segment}");
             router = overview_routes(
-                router.route(&everywhere, get(async move |call: Call| list::list(kind, false, &call))),
+                router.route(&everywhere, get(async move |call: Call| list::get(kind, false, call).await)),
                 kind,
                 &everywhere,
                 false,
@@ -92,7 +98,7 @@ fn kind_routes(mut router: Routes, api: &Api, kind: Kind, segment: &str) -> Rout
             format!("/meshes/{{mesh}}/{segment}")
         }
     };
-    let item = get(async move |call: Call| crud::get(kind, false, &call));
+    let item = get(async move |call: Call| crud::get(kind, false, call).await);
     let item = if api.is_read_only(kind) {
         read_only(api, item)
     } else {
@@ -100,7 +106,7 @@ fn kind_routes(mut router: Routes, api: &Api, kind: Kind, segment: &str) -> Rout
             .delete(async move |call: Call| crud::delete(kind, call).await)
     };
     router = router
-        .route(&collection, get(async move |call: Call| list::list(kind, false, &call)))
+        .route(&collection, get(async move |call: Call| list::get(kind, false, call).await))
         .route(&format!("{collection}/{{name}}"), item);
     if kind == Kind::Dataplane && api.site.is_global() {
         router = router.route(
@@ -117,14 +123,14 @@ fn overview_routes(mut router: Routes, kind: Kind, collection: &str, items: bool
         return router;
     }
     for path in [format!("{collection}/_overview"), format!("{collection}+insights")] {
-        router = router.route(&path, get(async move |call: Call| list::list(kind, true, &call)));
+        router = router.route(&path, get(async move |call: Call| list::get(kind, true, call).await));
     }
     if items {
         for path in [
             format!("{collection}/{{name}}/_overview"),
             format!("{collection}+insights/{{name}}"),
         ] {
-            router = router.route(&path, get(async move |call: Call| crud::get(kind, true, &call)));
+            router = router.route(&path, get(async move |call: Call| crud::get(kind, true, call).await));
         }
     }
     router

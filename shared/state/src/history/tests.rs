@@ -153,6 +153,9 @@ fn compare(model: &Model, state: &State) -> Result<(), TestCaseError> {
         let then = past.view(at).unwrap();
         let got: Content = then.iter().map(|r| (r.key.clone(), r.clone())).collect();
         prop_assert_eq!(&got, &content, "at {}", at);
+        let of_one_mesh = |key: &ResourceKey| key.mesh() == "m1";
+        let some: Vec<Arc<Resource>> = content.values().filter(|r| of_one_mesh(&r.key)).cloned().collect();
+        prop_assert_eq!(past.those(Wanted::Those(&of_one_mesh), at).unwrap(), some);
         if revision > past.oldest() {
             prop_assert_eq!((then.revision(), then.time()), (revision, time));
         }

@@ -149,6 +149,23 @@ impl<'a> Past<'a> {
         Ok(found.unwrap_or_else(|| self.0.get(key).cloned()))
     }
 
+    /// The resources that are wanted as they were, by key.
+    ///
+    /// # Errors
+    /// See [`PastError`].
+    pub fn those(&self, wanted: Wanted<'_>, at: Revision) -> Result<Vec<Arc<Resource>>, PastError> {
+        self.check(at)?;
+        let now = self.0.iter().filter(|r| wanted.has(&r.key));
+        let mut all: BTreeMap<ResourceKey, Arc<Resource>> = now.map(|r| (r.key.clone(), r.clone())).collect();
+        for (key, before) in self.first_changes(at, self.0.revision(), wanted)? {
+            match before {
+                Some(before) => all.insert(key, before),
+                None => all.remove(&key),
+            };
+        }
+        Ok(all.into_values().collect())
+    }
+
     /// Everything as it was. The picture has no past of its own.
     ///
     /// # Errors
@@ -254,6 +271,7 @@ impl<'a> Past<'a> {
             }
             match &run {
                 Run::Packed(block) if block.head.first > to || (touching && !wanted.may_be_in(block)) => continue,
+                Run::Recent(recent) if recent.revision > to => continue,
                 _ => {}
             }
             let _ = visit(&run, wanted, true, &mut |met| {
