@@ -43,7 +43,7 @@ impl Requests {
         while let Some((oldest, (id, at))) = self.order.first().map(|(index, kept)| (*index, *kept)) {
             let known = self.order.size();
             let is_old = self.newest.0.saturating_sub(at.0) > REQUEST_MILLIS;
-            if known <= MIN_REQUESTS || !is_old && known <= MIN_REQUESTS {
+            if known <= MIN_REQUESTS || !is_old && known <= MAX_REQUESTS {
                 break;
             }
             self.order.remove_mut(&oldest);
