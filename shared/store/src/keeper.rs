@@ -13,6 +13,7 @@ use futures::future::join_all;
 use openraft::async_runtime::watch::WatchReceiver;
 use tokio::sync::{Notify, watch};
 use ursa_runtime::error::Chain;
+use ursa_runtime::lease::Deadline;
 use ursa_runtime::tasks::{OnExit, StopReason, Tasks};
 use ursa_runtime::{Backoff, CancellationToken, heartbeat};
 use ursa_state::{HistoryId, View};
@@ -24,6 +25,9 @@ use crate::store::{Inner, Store};
 
 /// Between greetings, by which mistakes of set-up are found that the traffic of Raft alone would not show to both sides.
 const GREETINGS: Duration = Duration::from_secs(2);
+/// The cache writes to the disk that the log syncs to, and spends more time on a change than everything else does: view by view it took
+/// half of a busy node. So it waits until nothing was changed for this long, but not longer than that altogether.
+const CACHE_WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Before naming the history is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(1));
 
@@ -42,7 +46,7 @@ pub(crate) fn spawn(store: &Store, tasks: &Tasks) {
         health(weak(), inner.log.failure(), inner.fatal.clone(), disowned, tasks.clone()),
     );
     if let Some(cache) = inner.cache.clone() {
-        run.spawn("store-cache", follow(cache, store.subscribe()));
+        run.spawn("store-cache", follow(cache, store.subscribe(), inner.closing.clone()));
     }
     let metrics = inner.raft.server_metrics();
     let first = metrics.borrow_watched().current_leader;
@@ -140,10 +144,23 @@ async fn health(
     }
 }
 
-/// Tells the cache that there is a newer view.
-async fn follow(cache: Cache, mut views: watch::Receiver<View>) {
+/// Tells the cache that there is a newer view, when there is time for it.
+async fn follow(cache: Cache, mut views: watch::Receiver<View>, closing: CancellationToken) {
+    let (quiet, longest) = CACHE_WAITS;
     while views.changed().await.is_ok() {
-        views.mark_unchanged();
+        let latest = Deadline::after(longest);
+        let mut pause = heartbeat::every(quiet, &closing);
+        loop {
+            tokio::select! {
+                biased;
+                changed = views.changed() => match changed {
+                    Ok(()) if latest.has_passed() => break,
+                    Ok(()) => pause.reset(),
+                    Err(_) => return,
+                },
+                ticked = pause.tick() => if ticked { break } else { return },
+            }
+        }
         cache.wake();
     }
 }
