@@ -12,7 +12,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 ENVOY_DIR := .env-tools/envoy
 envoy_bin = $(or $(ENVOY_BIN),$$(readlink -f $(ENVOY_DIR)/bin-envoy))
 
-.PHONY: help prerequisites build envoy demo test chaos chaos-list chaos-kills renewals lint fix clean
+.PHONY: help prerequisites build envoy demo test chaos chaos-list chaos-kills bench-store renewals lint fix clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -48,6 +48,13 @@ chaos-list: build ## list the chaos scenarios
 
 chaos-kills: envoy build ## kill the leader N times (20) under writes and traffic
 	@$(chaos_run) leader-kill --rounds $(or $(N),20)
+
+# CLIENTS=1,64 SECONDS_EACH=3 ROUNDS=5 KILLS=100 RESOURCES=100000 PARTS=syncs,writes,reads,failover,restart
+bench-store: build ## measure the store beside the bare disk and etcd (if installed): writes, reads, fail-over (KILLS=10), memory, restart; report in target/bench
+	@status=0; $(TARGET)/debug/bench store --out $(TARGET)/bench $(if $(CLIENTS),--clients $(CLIENTS)) $(if $(SECONDS_EACH),--seconds $(SECONDS_EACH)) \
+	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(KILLS),--kills $(KILLS)) $(if $(RESOURCES),--resources $(RESOURCES)) $(if $(PARTS),--parts $(PARTS)) || status=$$?; \
+	TMPDIR="$(abspath $(TARGET)/bench)" $(CARGO) test --locked -p ursa-store --lib -- --ignored --nocapture --test-threads=1 tests::bench::writes_of_a_group \
+	  | tee $(TARGET)/bench/store-internal.txt; exit $$status
 
 renewals: envoy build ## certificates of 30 s under traffic for five minutes: no failed handshake
 	ENVOY_BIN="$(envoy_bin)" $(CARGO) test --locked -p ursa-zone-cp --test envoy_life -- --ignored --nocapture

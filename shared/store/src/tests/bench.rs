@@ -111,6 +111,69 @@ async fn writes_beside_a_raw_probe() {
     store.shutdown().await.unwrap();
 }
 
+/// Three nodes of one process over TLS on loopback, on files: values of 512 bytes through [`Store::propose`] at the leader, in turn
+/// with the bare disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn writes_of_a_group_beside_a_raw_probe() {
+    let mut group = super::group::Group::of_three().await;
+    let dir = tempfile::tempdir().unwrap();
+    let entry = Proposal::new(&ursa_state::Command::Change(large(0, 0))).unwrap().size() + 40;
+    println!("{entry} bytes per entry");
+    let mut probe = Probe::new(dir.path(), vec![b'x'; entry]);
+    for clients in [1, 16, 64, 256_u64] {
+        let (mut raw, mut times, mut seconds) = (Vec::new(), Vec::new(), 0.0);
+        for _ in 0..3 {
+            let begin = Instant::now();
+            while begin.elapsed() < TIME / 4 {
+                raw.push(probe.once());
+            }
+            let store = group.store(group.leader().await).clone();
+            let end = Instant::now() + TIME;
+            let lanes: Vec<_> = (0..clients)
+                .map(|lane| {
+                    let store = store.clone();
+                    tokio::spawn(async move {
+                        let (mut n, mut times) = (0, Vec::new());
+                        while Instant::now() < end {
+                            let begin = Instant::now();
+                            store.propose(large(lane, n)).await.unwrap();
+                            times.push(begin.elapsed());
+                            n += 1;
+                        }
+                        times
+                    })
+                })
+                .collect();
+            for lane in lanes {
+                times.extend(lane.await.unwrap());
+            }
+            seconds += TIME.as_secs_f64();
+        }
+        let bare = raw.iter().sum::<Duration>().as_secs_f64();
+        report("raw", bare, raw);
+        report(&format!("{clients} clients"), seconds, times);
+    }
+    for id in 1..=3 {
+        group.node(id).kill().await;
+    }
+}
+
+/// A changeset with a value of 512 bytes, one of 16 for each lane.
+fn large(lane: u64, n: u64) -> ursa_state::Changeset {
+    let name = format!("bench-{lane}-{}", n % 16);
+    let spec = serde_json::json!({ "data": format!("{n:0512}") });
+    let put = ursa_state::Put {
+        key: super::key(&name),
+        labels: Default::default(),
+        spec,
+        status: None,
+        owner: None,
+        expect: ursa_state::Expect::Any,
+    };
+    crate::testing::changeset(1_700_000_000_000 + n, vec![ursa_state::Op::Put(put)])
+}
+
 /// Three nodes of one process over TLS on loopback.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a measurement"]
