@@ -109,6 +109,19 @@ impl<'de> Deserialize<'de> for Proposal {
 pub struct Peer {
     /// `host:port` of its cluster listener; empty in a group of one that has none.
     pub address: String,
+    /// An operator has moved it there: this counts, whatever is configured.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub moved: bool,
+}
+
+impl Peer {
+    /// A member with this address.
+    pub fn at(address: &str) -> Self {
+        Self {
+            address: address.to_owned(),
+            moved: false,
+        }
+    }
 }
 
 /// Who is in the group. More than one set of voters only while it changes.
@@ -220,11 +233,23 @@ mod tests {
         assert!(text.ends_with(r#","mode":"atomic","ops":[],"actor":"me"}"#), "{text}");
         let members = Members {
             voters: vec![BTreeSet::from([1, 2])],
-            nodes: BTreeMap::from([(1, Peer { address: "a:1".to_owned() }), (2, Peer::default())]),
+            nodes: BTreeMap::from([(1, Peer::at("a:1")), (2, Peer::default())]),
         };
         golden(
             &Payload::Members(members),
             r#"{"voters":[[1,2]],"nodes":{"1":{"address":"a:1"},"2":{"address":""}}}"#,
+        );
+        let moved = Peer {
+            moved: true,
+            ..Peer::at("b:1")
+        };
+        let members = Members {
+            voters: vec![BTreeSet::from([1])],
+            nodes: BTreeMap::from([(1, moved)]),
+        };
+        golden(
+            &Payload::Members(members),
+            r#"{"voters":[[1]],"nodes":{"1":{"address":"b:1","moved":true}}}"#,
         );
     }
 

@@ -87,6 +87,13 @@ pub enum OpenError {
         log.display(), dir.display()
     )]
     LogLost { dir: PathBuf, log: PathBuf },
+    /// The folder has its place in a group, but who the others are is gone.
+    #[error(
+        "{} is gone, but this node has taken its place in a group: without it, it would listen to a member that has lost its folder; restore \
+         that file, or remove this node from the group and add a new one with an empty folder under an id that was never used",
+        path.display()
+    )]
+    PeersLost { path: PathBuf },
     /// The log no longer reaches back to the newest snapshot that can be read.
     #[error(
         "the log begins after entry {purged}, and no snapshot that can be read reaches that far: restore the snapshots from a copy, or remove this node's data folder and let it rejoin"

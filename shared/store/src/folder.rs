@@ -17,6 +17,9 @@ use crate::error::OpenError;
 pub const VERSION: u32 = 2;
 /// Longest of the two small files.
 const MAX_FILE: u64 = 64 << 10;
+/// Own boots that are remembered, to tell a member that has gone back in time from our having done so. What members may know of this
+/// node does not depend on it, see `net::known`.
+const MAX_BOOTS: usize = 64;
 
 /// Content of `node.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +34,9 @@ struct Node {
     /// How often the folder was opened.
     #[serde(default)]
     start: u64,
+    /// Drawn by the processes that did, oldest first, this one last.
+    #[serde(default)]
+    boots: Vec<Uuid>,
     /// The node has taken its place in a group of several.
     #[serde(default)]
     formed: bool,
@@ -138,6 +144,7 @@ impl Folder {
                     history: None,
                     folder: Uuid::new_v4(),
                     start: 0,
+                    boots: Vec::new(),
                     formed: false,
                     founder: false,
                 }
@@ -148,6 +155,9 @@ impl Folder {
             disk::write_atomic(&*disk, &version, format!("{VERSION}\n").as_bytes()).map_err(io("write", &version))?;
         }
         node.start += 1;
+        node.boots.push(Uuid::new_v4());
+        let excess = node.boots.len().saturating_sub(MAX_BOOTS);
+        node.boots.drain(..excess);
         let folder = Self {
             disk,
             dir: dir.to_owned(),
@@ -178,9 +188,19 @@ impl Folder {
         (self.node.folder, self.node.start)
     }
 
+    /// What its last openings drew, this one last.
+    pub fn boots(&self) -> &[Uuid] {
+        &self.node.boots
+    }
+
     /// Whether the node has taken its place in a group of several.
     pub fn is_formed(&self) -> bool {
         self.node.formed || self.node.history.is_some()
+    }
+
+    /// Whether it has noted who the others of its group are; from then on that note must be there.
+    pub fn has_place(&self) -> bool {
+        self.node.formed
     }
 
     /// Whether it wrote down the first members, so that there must be a log.
@@ -267,6 +287,20 @@ mod tests {
         let disk = disk.power_loss();
         assert_eq!((start, open(&disk, 1).unwrap().id()), (1, (id, 2)));
         assert_ne!(open(&SimDisk::new(1), 1).unwrap().id().0, id);
+    }
+
+    #[test]
+    fn it_remembers_a_bounded_number_of_openings() {
+        let mut disk = SimDisk::new(1);
+        let mut last = None;
+        for start in 1..=MAX_BOOTS + 5 {
+            let folder = open(&disk, 1).unwrap();
+            let boots = folder.boots();
+            assert_eq!(boots.len(), start.min(MAX_BOOTS));
+            assert_eq!(last, boots.len().checked_sub(2).map(|before| boots[before]));
+            last = boots.last().copied();
+            disk = disk.power_loss();
+        }
     }
 
     #[test]

@@ -232,8 +232,14 @@ async fn grow(inner: Weak<Inner>, peers: Peers, members: BTreeMap<u64, String>, 
     let mut leads = peers.leader();
     let mut backoff = Backoff::new(RETRY.0, RETRY.1);
     while leads.wait_for(|leader| *leader == Some(me)).await.is_ok() {
-        let Some(raft) = inner.upgrade().map(|inner| inner.raft.clone()) else {
-            return;
+        let Some(store) = inner.upgrade().map(Store::from) else { return };
+        let (raft, stay) = (store.inner().raft.clone(), store.without_left(&members).await);
+        drop(store);
+        let Some(members) = stay else {
+            if !backoff.wait(&closing).await {
+                return;
+            }
+            continue;
         };
         if members.len() < 2 || !raft.voter_ids().eq([me]) {
             return;

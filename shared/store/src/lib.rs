@@ -36,4 +36,5 @@ mod tests;
 pub use error::{Error, OpenError};
 pub use net::{ClusterConfig, NodeTls, PeerNode, PeerStatus, Peers, QuorumContact, Refusal};
 pub use raft::Timings;
+pub use store::members::{MemberChange, MemberDone, MemberError, Objection};
 pub use store::{FirstStart, Role, Store, StoreConfig, StoreStatus};

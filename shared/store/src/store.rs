@@ -3,6 +3,7 @@
 //! Invariants: a changeset that was acknowledged survives the loss of power of all nodes; whoever got an answer finds its effect in
 //! [`Store::view`] of this node; nothing here assumes that the group has one member.
 mod cluster;
+pub mod members;
 mod submit;
 
 use std::collections::BTreeMap;
@@ -27,10 +28,12 @@ use crate::disk::Disk;
 use crate::error::{Error, OpenError};
 use crate::folder::Folder;
 use crate::log::{self, EntryId, Log};
-use crate::net::known::Known;
+use crate::net::known::{Known, Missing};
 use crate::net::{ClusterConfig, Contact, PeerStatus, Peers, QuorumContact};
 use crate::raft::{self, Entries, Entry, Machine, Raft, Timings};
 use crate::snapshot::Snapshots;
+
+pub(crate) use cluster::is_address;
 
 /// What a node without any data does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -154,6 +157,8 @@ pub(crate) struct Inner {
     /// The core has ended, see `keeper`.
     pub(crate) core_ended: AtomicBool,
     closed: tokio::sync::Mutex<bool>,
+    /// One change of the members at a time.
+    pub(crate) changing: tokio::sync::Mutex<()>,
 }
 
 impl From<Arc<Inner>> for Store {
@@ -178,8 +183,22 @@ struct Stored {
 }
 
 fn open_stored(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Stored, OpenError> {
-    let (folder, lock) = Folder::open(disk.clone(), &config.data_dir, config.node_id)?;
-    let known = Known::open(disk.clone(), folder.part("peers.json"), folder.held())?;
+    let (mut folder, lock) = Folder::open(disk.clone(), &config.data_dir, config.node_id)?;
+    let missing = match &config.cluster {
+        None => Missing::Fine,
+        Some(_) if folder.has_place() => Missing::Lost,
+        Some(_) => Missing::Made,
+    };
+    let known = Known::open(disk.clone(), &folder, missing)?;
+    if missing == Missing::Made && folder.is_used() {
+        // It was alone so far, and has its place by that.
+        let founder = folder.is_founder();
+        folder.formed(founder).map_err(|source| OpenError::Io {
+            action: "write",
+            path: folder.part("node.json"),
+            source,
+        })?;
+    }
     let (snapshots, loaded, mut damaged) = Snapshots::open(disk.clone(), &folder.part("snapshots"))?;
     let guard = lock.map(|lock| Box::new(lock) as log::Guard);
     let log: Log<Entry> = Log::open(disk.clone(), &folder.part("log"), config.log, guard)?;
@@ -266,6 +285,7 @@ impl Store {
                 fatal: Arc::new(Notify::new()),
                 core_ended: AtomicBool::new(false),
                 closed: tokio::sync::Mutex::new(false),
+                changing: tokio::sync::Mutex::default(),
             }),
         };
         match &store.inner.peers {
@@ -371,6 +391,11 @@ impl Store {
                 );
             }
         }
+        let (members, views, known) = (inner.raft.server_metrics(), inner.views.clone(), peers.clone());
+        let ending = closing.clone();
+        tasks.spawn("store-roster", OnExit::Ignore, |cancel| {
+            crate::keeper::until(cancel, ending, members::follow(members, views, known))
+        });
         let mut metrics = inner.raft.metrics();
         tasks.spawn("store-recovery", OnExit::Ignore, |cancel| {
             let recovery = async move {
@@ -464,13 +489,13 @@ impl Store {
         }
     }
 
-    /// Ids with addresses: the configured ones, else those in the log.
+    /// Ids with addresses: the configured ones, else, or if they have moved, those in the log.
     fn members_of<'a>(&self, nodes: impl Iterator<Item = (&'a u64, &'a Peer)>) -> BTreeMap<u64, String> {
         let configured = self.inner.config.cluster.as_ref().map(|cluster| &cluster.members);
         nodes
             .map(|(id, peer)| {
-                let address = configured.and_then(|members| members.get(id)).unwrap_or(&peer.address);
-                (*id, address.clone())
+                let configured = configured.and_then(|members| members.get(id)).filter(|_| !peer.moved);
+                (*id, configured.unwrap_or(&peer.address).clone())
             })
             .collect()
     }

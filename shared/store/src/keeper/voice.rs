@@ -42,8 +42,8 @@ impl Limits {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen {
     pub(super) now: Instant,
-    /// The term in which this node leads, if it does.
-    pub(super) leads: Option<u64>,
+    /// This node leads.
+    pub(super) leads: bool,
     /// Since the newest moment at which a majority was in contact.
     pub(super) age: Duration,
     /// It has begun to hand over, so it takes no writes any more, whoever answers.
@@ -67,54 +67,48 @@ pub(super) enum Act {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Voice {
     Follows,
-    Speaks { term: u64, since: Instant, deaf_ticks: u32 },
-    Silent { term: u64, since: Instant },
+    Speaks { since: Instant, deaf_ticks: u32 },
+    Silent { since: Instant },
 }
 
 impl Voice {
     pub(super) fn tick(&mut self, limits: &Limits, seen: Seen) -> Act {
-        let now = seen.now;
-        if seen.leads != self.term() {
-            let was_silent = matches!(self, Self::Silent { .. });
-            *self = seen.leads.map_or(Self::Follows, |term| Self::spoken(term, now));
-            return if was_silent { Act::Speak } else { Act::GoOn };
-        }
+        let Seen { now, leads, .. } = seen;
         match self {
-            Self::Follows => Act::GoOn,
-            Self::Speaks { term, since, deaf_ticks } => {
+            Self::Silent { .. } if !leads => {
+                *self = Self::Follows;
+                Act::Speak
+            }
+            _ if !leads => {
+                *self = Self::Follows;
+                Act::GoOn
+            }
+            Self::Follows => {
+                *self = Self::spoken(now);
+                Act::GoOn
+            }
+            Self::Speaks { since, deaf_ticks } => {
                 let spoken = now.saturating_duration_since(*since);
                 let unheard = seen.age.min(spoken);
                 *deaf_ticks = if unheard > limits.lease { deaf_ticks.saturating_add(1) } else { 0 };
                 let deaf = *deaf_ticks >= DEAF_TICKS && unheard > limits.deaf;
                 if deaf || seen.gave_up && spoken > limits.deaf {
-                    *self = Self::Silent { term: *term, since: now };
+                    *self = Self::Silent { since: now };
                     return Act::FallSilent;
                 }
                 Act::GoOn
             }
-            Self::Silent { since, .. } if now.saturating_duration_since(*since) < limits.silence => Act::GoOn,
-            Self::Silent { term, .. } if seen.greeted => {
-                *self = Self::spoken(*term, now);
+            Self::Silent { since } if now.saturating_duration_since(*since) < limits.silence => Act::GoOn,
+            Self::Silent { .. } if seen.greeted => {
+                *self = Self::spoken(now);
                 Act::Speak
             }
             Self::Silent { .. } => Act::Greet,
         }
     }
 
-    /// The term in which it leads, as far as the last tick knew.
-    fn term(&self) -> Option<u64> {
-        match self {
-            Self::Follows => None,
-            Self::Speaks { term, .. } | Self::Silent { term, .. } => Some(*term),
-        }
-    }
-
-    fn spoken(term: u64, since: Instant) -> Self {
-        Self::Speaks {
-            term,
-            since,
-            deaf_ticks: 0,
-        }
+    fn spoken(since: Instant) -> Self {
+        Self::Speaks { since, deaf_ticks: 0 }
     }
 }
 
@@ -130,7 +124,6 @@ mod tests {
         limits: Limits,
         now: Instant,
         answered: Instant,
-        term: u64,
     }
 
     impl Leader {
@@ -141,7 +134,6 @@ mod tests {
                 limits: Limits::of(&Timings::default()),
                 now,
                 answered: now,
-                term: 7,
             };
             assert_eq!(leader.tick(true, false), Act::GoOn);
             leader
@@ -151,7 +143,7 @@ mod tests {
             self.now += TICK;
             let seen = Seen {
                 now: self.now,
-                leads: leads.then_some(self.term),
+                leads,
                 age: self.now - self.answered,
                 gave_up: false,
                 greeted,
@@ -190,7 +182,7 @@ mod tests {
         let mut leader = Leader::elected();
         for pause in [1, 10, 3600] {
             leader.now += Duration::from_secs(pause);
-            for _ in 0..2 {
+            for _ in 0..DEAF_TICKS - 1 {
                 assert_eq!(leader.tick(true, false), Act::GoOn, "its calls are on their way");
             }
             leader.answered = leader.now;
@@ -234,11 +226,6 @@ mod tests {
         leader.until(Act::FallSilent, false);
         assert_eq!(leader.tick(false, false), Act::Speak);
         assert_eq!(leader.tick(false, false), Act::GoOn);
-        // Elected anew between two ticks: nobody has heard it yet.
-        leader.until(Act::FallSilent, false);
-        leader.term += 2;
-        assert_eq!(leader.tick(true, false), Act::Speak);
-        assert_eq!(leader.tick(true, false), Act::GoOn);
         for _ in 0..100 {
             leader.answered = leader.now;
             assert_eq!(leader.tick(true, false), Act::GoOn);
@@ -254,7 +241,7 @@ mod tests {
             leader.answered = leader.now;
             let seen = Seen {
                 now: leader.now,
-                leads: Some(1),
+                leads: true,
                 age: Duration::ZERO,
                 gave_up: true,
                 greeted: true,

@@ -11,6 +11,9 @@
 //! Only in the second case does it write down the members by itself. Where somebody holds something already, the log comes from there: so
 //! a group of one that is given more members is joined by them, and not founded anew beside it.
 //!
+//! Founders compare the lists of members that they were given before they write anything down: whoever answers with another one keeps
+//! the group from being founded until the lists are the same. A node that is to be added to a group waits for the first of the two.
+//!
 //! What it cannot see: of three nodes one never started, one lost its folder, and the third, which has all the data, is away. The two
 //! then found a new group with a new history, and the third is refused by name when it returns. That is the loss of a majority.
 use std::collections::BTreeMap;
@@ -25,8 +28,8 @@ use ursa_runtime::tasks::{StopReason, Tasks};
 use ursa_runtime::{Backoff, CancellationToken};
 
 use super::peers::{CallError, Method};
-use super::wire::{self, Greeting};
-use super::{Lane, Peers};
+use super::wire::{self, Greeting, Hail};
+use super::{Lane, Peers, Refusal};
 use crate::codec::Peer;
 use crate::disk;
 use crate::store::{FirstStart, Inner, Store};
@@ -35,10 +38,10 @@ use crate::store::{FirstStart, Inner, Store};
 const GREETING: Duration = Duration::from_secs(1);
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(300));
 
-/// Whether a node of `members` may take its place, given who noted it and whether they were founded. Pure.
-fn may_enter(members: usize, noted: &BTreeMap<u64, bool>) -> bool {
+/// Whether a node of `members` may take its place, given who noted it and whether they were founded, and whether it may found. Pure.
+fn may_enter(members: usize, noted: &BTreeMap<u64, bool>, founds: bool) -> bool {
     let half = members / 2;
-    noted.len() >= members - half || is_new(noted) && noted.len() >= half
+    noted.len() >= members - half || founds && is_new(noted) && noted.len() >= half
 }
 
 /// Nobody holds anything yet.
@@ -51,8 +54,18 @@ fn is_new(noted: &BTreeMap<u64, bool>) -> bool {
 /// # Errors
 /// See [`CallError`].
 pub(crate) async fn greet(peers: &Peers, node: u64) -> Result<Greeting, CallError> {
-    let answer = peers.call(node, Lane::Calls, Method::Hello, Bytes::new(), GREETING).await?;
-    wire::decode(&answer).map_err(CallError::Unheard)
+    say(peers, node, Bytes::new()).await
+}
+
+async fn say(peers: &Peers, node: u64, words: Bytes) -> Result<Greeting, CallError> {
+    let answer = peers.call(node, Lane::Calls, Method::Hello, words, GREETING).await?;
+    let greeting: Greeting = wire::decode(&answer).map_err(CallError::Unheard)?;
+    let roster = &peers.shared.roster;
+    for (id, address) in greeting.members.iter().filter(|(id, _)| !roster.has_left(**id)) {
+        peers.learn(*id, address);
+    }
+    roster.tell(node, greeting.members.keys().copied().collect());
+    Ok(greeting)
 }
 
 /// Greets the others until this node may take its place, then takes it.
@@ -60,20 +73,46 @@ pub(crate) async fn run(store: Weak<Inner>, peers: Peers, members: BTreeMap<u64,
     let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
     let mut noted = BTreeMap::new();
     let others: Vec<u64> = members.keys().copied().filter(|id| *id != peers.node_id()).collect();
+    let Some(founds) = store.upgrade().map(|store| store.config.first_start == FirstStart::Found) else {
+        return;
+    };
+    let token = store.upgrade().and_then(|store| store.config.cluster.as_ref()?.join.clone());
+    if let Some(token) = token {
+        match crate::store::members::join(&peers, token.expose(), &cancel).await {
+            Ok(true) => {}
+            Ok(false) => return,
+            Err(objection) => {
+                let error = format!("this node is not let into the group: {objection}");
+                tracing::error!(error, "the token was refused");
+                return tasks.stop(StopReason::Failed {
+                    task: "store".to_owned(),
+                    error,
+                });
+            }
+        }
+    }
+    let words = match founds {
+        true => wire::encode(&Hail { members: members.clone() }),
+        false => Bytes::new(),
+    };
     loop {
-        let greetings = join_all(others.iter().map(|id| greet(&peers, *id))).await;
+        let greetings = join_all(others.iter().map(|id| say(&peers, *id, words.clone()))).await;
+        let mut disagree = false;
         for (id, greeting) in others.iter().zip(greetings) {
             match greeting {
                 Ok(greeting) => {
                     noted.insert(*id, greeting.founded);
                 }
-                Err(error) => tracing::debug!(peer = id, %error, "greeted in vain"),
+                Err(error) => {
+                    disagree |= matches!(&error, CallError::Refused(Refusal::OtherMembers { .. }));
+                    tracing::debug!(peer = id, %error, "greeted in vain");
+                }
             }
         }
         if peers.shared.disowned.borrow().is_some() {
             return; // `keeper` says so and stops the process
         }
-        if may_enter(members.len(), &noted) {
+        if !disagree && may_enter(members.len(), &noted, founds) {
             break;
         }
         if !backoff.wait(&cancel).await {
@@ -81,7 +120,7 @@ pub(crate) async fn run(store: Weak<Inner>, peers: Peers, members: BTreeMap<u64,
         }
     }
     let Some(store) = store.upgrade().map(Store::from) else { return };
-    let members = members.into_iter().map(|(id, address)| (id, Peer { address })).collect();
+    let members = members.into_iter().map(|(id, address)| (id, Peer::at(&address))).collect();
     let first = is_new(&noted).then_some(members);
     if let Err(error) = enter(&store, &peers, first).await {
         tracing::error!(error, "cannot take this node's place in the group");
@@ -121,7 +160,15 @@ mod tests {
         may_enter(
             members,
             &noted.iter().enumerate().map(|(id, founded)| (id as u64, *founded)).collect(),
+            true,
         )
+    }
+
+    #[test]
+    fn a_node_that_waits_enters_only_where_enough_others_noted_it() {
+        let noted = |ids: &[u64]| ids.iter().map(|id| (*id, false)).collect();
+        assert!(!may_enter(3, &noted(&[1]), false) && may_enter(3, &noted(&[1, 2]), false));
+        assert!(may_enter(3, &noted(&[1]), true) && !may_enter(1, &noted(&[]), false));
     }
 
     #[test]

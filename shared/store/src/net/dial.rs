@@ -36,14 +36,18 @@ pub(super) struct State {
 pub(super) struct Dial {
     pub(super) identity: Arc<Identity>,
     addresses: RwLock<BTreeMap<u64, String>>,
+    /// Ways of this node's own.
+    detours: BTreeMap<u64, String>,
     states: Mutex<BTreeMap<u64, State>>,
 }
 
 impl Dial {
-    pub(super) fn new(identity: Arc<Identity>, addresses: BTreeMap<u64, String>) -> Self {
+    pub(super) fn new(identity: Arc<Identity>, mut addresses: BTreeMap<u64, String>, detours: BTreeMap<u64, String>) -> Self {
+        addresses.extend(detours.clone());
         Self {
             identity,
             addresses: RwLock::new(addresses),
+            detours,
             states: Mutex::default(),
         }
     }
@@ -53,6 +57,21 @@ impl Dial {
         if !address.is_empty() && !self.addresses.read().contains_key(&node) {
             self.addresses.write().insert(node, address.to_owned());
         }
+    }
+
+    /// Notes another address for a member. Connections that stand are used until they break.
+    pub(super) fn moved(&self, node: u64, address: &str) {
+        let known = self.addresses.read().get(&node).is_some_and(|known| known == address);
+        if !known && !self.detours.contains_key(&node) {
+            tracing::info!(peer = node, address, "a member is reached elsewhere from now on");
+            self.addresses.write().insert(node, address.to_owned());
+        }
+    }
+
+    /// Forgets a member that has left.
+    pub(super) fn forget(&self, node: u64) {
+        self.addresses.write().remove(&node);
+        self.states.lock().remove(&node);
     }
 
     pub(super) fn addresses(&self) -> BTreeMap<u64, String> {

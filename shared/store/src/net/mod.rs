@@ -4,16 +4,18 @@
 //! that lost its folder takes no part, in particular it never votes; every call has a deadline; nothing here panics.
 //!
 //! - [`tls`]: who is who in the handshake. - [`peers`]: connections and calls. - [`wire`]: the bytes of Raft's messages.
-//! - [`server`]: the other side of the calls. - [`known`]: which life of each member was met. - [`admission`]: taking one's place on the
-//!   first start. - [`snapshot`]: whole states, as files. - [`refusal`]: mistakes of set-up, with their way out.
+//! - [`server`]: the other side of the calls. - [`known`]: which life of each member was met. - [`introduction`]: making this node's life
+//!   known. - [`roster`]: who belongs to the group. - [`admission`]: taking one's place on the first start. - [`snapshot`]: whole states, as files. - [`refusal`]: mistakes of set-up, with their way out.
 pub(crate) mod admission;
 mod contact;
 mod dial;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) mod faults;
+mod introduction;
 pub(crate) mod known;
 pub mod peers;
 mod refusal;
+pub(crate) mod roster;
 mod serve;
 pub(crate) mod server;
 pub(crate) mod snapshot;
@@ -22,6 +24,8 @@ pub(crate) mod wire;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use ursa_runtime::config::Secret;
 
 pub(crate) use contact::Contact;
 pub use contact::QuorumContact;
@@ -39,6 +43,8 @@ pub struct ClusterConfig {
     pub members: BTreeMap<u64, String>,
     /// Where this node, unlike the others, reaches a member (through a forwarder, say). Default empty.
     pub dial: BTreeMap<u64, String>,
+    /// The token with which this node, on its first start, joins a group that runs. With [`crate::FirstStart::WaitToBeAdded`].
+    pub join: Option<Secret<String>>,
     /// This node's certificate, its key, and the CA of all. What is sent later is used from the next connection on.
     pub tls: tokio::sync::watch::Receiver<Arc<NodeTls>>,
 }
@@ -49,6 +55,7 @@ impl ClusterConfig {
         Self {
             members,
             dial: BTreeMap::new(),
+            join: None,
             // The receiver keeps the value although its sender is gone.
             tls: tokio::sync::watch::channel(Arc::new(tls)).1,
         }

@@ -22,7 +22,8 @@ use ursa_state::HistoryId;
 use uuid::Uuid;
 
 use super::dial::Dial;
-use super::known::{Incarnation, Known};
+use super::known::{Incarnation, Known, Shown};
+use super::roster::Roster;
 use super::tls::Identity;
 use super::{Contact, Refusal};
 
@@ -58,6 +59,7 @@ pub(crate) enum Method {
     Propose,
     Barrier,
     Hello,
+    Members,
 }
 
 /// Why there is no answer.
@@ -99,6 +101,7 @@ pub(crate) struct Shared {
     pub(crate) me: Incarnation,
     pub(crate) history: RwLock<Option<HistoryId>>,
     pub(crate) known: Known,
+    pub(crate) roster: Roster,
     /// This node has taken its place: it may vote and take entries.
     pub(crate) admitted: AtomicBool,
     pub(crate) contact: Contact,
@@ -133,8 +136,11 @@ pub(crate) struct Parts {
     pub(crate) me: Incarnation,
     pub(crate) history: Option<HistoryId>,
     pub(crate) known: Known,
+    pub(crate) roster: Roster,
     pub(crate) admitted: bool,
     pub(crate) addresses: BTreeMap<u64, String>,
+    /// Of these the ones that count whatever is heard later.
+    pub(crate) detours: BTreeMap<u64, String>,
     pub(crate) identity: Arc<Identity>,
     pub(crate) message_limit: usize,
 }
@@ -147,6 +153,7 @@ impl Peers {
                 me: parts.me,
                 history: RwLock::new(parts.history),
                 known: parts.known,
+                roster: parts.roster,
                 admitted: AtomicBool::new(parts.admitted),
                 contact: Contact::new(false),
                 muted: AtomicBool::new(false),
@@ -154,7 +161,7 @@ impl Peers {
                 disowned: watch::Sender::new(None),
                 leader: watch::Sender::new(None),
                 message_limit: parts.message_limit,
-                dial: Arc::new(Dial::new(parts.identity, parts.addresses)),
+                dial: Arc::new(Dial::new(parts.identity, parts.addresses, parts.detours)),
                 channels: Mutex::default(),
                 #[cfg(any(test, feature = "testing"))]
                 faults: super::faults::Faults::default(),
@@ -215,6 +222,17 @@ impl Peers {
         self.shared.dial.learn(node, address);
     }
 
+    /// It has left.
+    pub(crate) fn forget(&self, node: u64) {
+        self.shared.dial.forget(node);
+        self.shared.channels.lock().retain(|(id, _), _| *id != node);
+    }
+
+    /// A member is reached there from now on, unless this node was told a way of its own.
+    pub(crate) fn moved(&self, node: u64, address: &str) {
+        self.shared.dial.moved(node, address);
+    }
+
     pub(crate) fn identity(&self) -> &Arc<Identity> {
         &self.shared.dial.identity
     }
@@ -269,6 +287,7 @@ impl Peers {
                 Method::Propose => client.propose(request).await,
                 Method::Barrier => client.barrier(request).await,
                 Method::Hello => client.hello(request).await,
+                Method::Members => client.members(request).await,
             };
             #[cfg(any(test, feature = "testing"))]
             self.shared.faults.answer(node, method, &mut answer).await;
@@ -303,7 +322,7 @@ impl Shared {
         Ok(())
     }
 
-    fn sender(&self) -> peer::Sender {
+    fn sender(&self, to: u64) -> peer::Sender {
         let history = *self.history.read();
         peer::Sender {
             node: self.node,
@@ -311,30 +330,31 @@ impl Shared {
             folder: Bytes::copy_from_slice(self.me.folder.as_bytes()),
             start: self.me.start,
             boot: Bytes::copy_from_slice(self.me.boot.as_bytes()),
+            past: Some(self.past_for(to)),
         }
     }
 
     /// A call of ours.
     pub(crate) fn head(&self, to: u64, payload: Bytes) -> peer::Call {
+        let known = self.known.life_of(to);
+        let bytes = |id: Option<Uuid>| id.map_or_else(Bytes::new, |id| Bytes::copy_from_slice(id.as_bytes()));
         peer::Call {
-            from: Some(self.sender()),
+            from: Some(self.sender(to)),
             to,
-            to_folder: self
-                .known
-                .folder_of(to)
-                .map_or_else(Bytes::new, |folder| Bytes::copy_from_slice(folder.as_bytes())),
+            to_folder: bytes(known.map(|life| life.folder)),
+            to_boot: bytes(known.map(|life| life.boot)),
             payload,
         }
     }
 
     /// An answer of ours.
-    pub(crate) fn answer(&self, result: Result<Bytes, Refusal>) -> peer::Answer {
+    pub(crate) fn answer(&self, to: u64, result: Result<Bytes, Refusal>) -> peer::Answer {
         let result = match result {
             Ok(payload) => AnswerResult::Payload(payload),
             Err(refusal) => AnswerResult::Refusal(super::wire::encode(&refusal)),
         };
         peer::Answer {
-            from: Some(self.sender()),
+            from: Some(self.sender(to)),
             result: Some(result),
         }
     }
@@ -346,10 +366,13 @@ impl Shared {
     pub(crate) async fn hear(&self, node: u64, answer: peer::Answer) -> Result<Bytes, CallError> {
         let heard = self.hear_unnoted(node, answer).await;
         match &heard {
-            Ok(_) => self.dial.answered(node),
+            Ok(_) => {
+                self.dial.answered(node);
+                self.roster.knows_me(node);
+            }
             Err(CallError::Refused(refusal)) => {
                 self.dial.refused(node, refusal);
-                self.told_of_me(refusal);
+                self.told_of_me(node, refusal);
             }
             Err(CallError::Unheard(refusal)) => self.dial.refused(node, refusal),
             Err(CallError::Unreachable(_) | CallError::Broken(_) | CallError::Timeout(_)) => {}
@@ -366,7 +389,7 @@ impl Shared {
             }
             Some(AnswerResult::Refusal(refusal)) => {
                 let refusal = super::wire::decode(&refusal).map_err(CallError::Unheard)?;
-                Err(CallError::Refused(refusal))
+                Err(CallError::Refused(self.introduced(node, refusal).await))
             }
             None => Err(CallError::Unheard(malformed("an answer without content"))),
         }
@@ -395,25 +418,13 @@ impl Shared {
         {
             return Err(Refusal::OtherHistory { node, ours, theirs });
         }
-        let found = Incarnation {
+        let life = Incarnation {
             folder: Uuid::from_bytes(sixteen(&sender.folder)?),
             start: sender.start,
             boot: Uuid::from_bytes(sixteen(&sender.boot)?),
         };
-        self.known.meet(node, found).await
-    }
-
-    /// Takes note if the group does not know this node as what it is. One that has its place is not moved by a single member that knows
-    /// another folder; but a copy of its own folder running elsewhere ends either.
-    pub(crate) fn told_of_me(&self, refusal: &Refusal) {
-        let copy = !matches!(refusal, Refusal::OtherFolder { .. });
-        if refusal.disowns(self.node) && (copy || !self.admitted.load(Ordering::Acquire)) {
-            self.disowned.send_if_modified(|told| {
-                let new = told.is_none();
-                told.get_or_insert_with(|| refusal.clone());
-                new
-            });
-        }
+        let past = sender.past.as_ref().map(super::introduction::boots).transpose()?;
+        self.known.meet(node, Shown { life, past }).await
     }
 }
 

@@ -2,6 +2,7 @@
 //! In: what was found. Out: a typed reason that crosses the wire. Invariant: whatever is refused had no effect.
 use serde::{Deserialize, Serialize};
 use ursa_state::HistoryId;
+use uuid::Uuid;
 
 /// See the module's text. `Display` is for the operator and says the way out.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -28,18 +29,45 @@ pub enum Refusal {
     /// A node came back without what it had promised.
     #[error(
         "the group knows node {node} with another data folder; a node that has lost its folder has also forgotten what it promised, and must \
-         not vote: restore the folder it had, or remove node {node} from the group and add it anew under an id that was never used"
+         not vote: run it on that very folder if it still exists (a backup of it will not do, it is older), or remove node {node} from the \
+         group and add a new one with an empty folder under an id that was never used"
     )]
     OtherFolder { node: u64 },
     /// A copy of the data folder that is older than what the group has seen of it.
     #[error(
-        "the data folder of node {node} is older than what the group has seen of it: it is a copy, or a newer one runs elsewhere; run the node \
-         in one place only, on its newest folder, or remove it and add it anew under an id that was never used"
+        "the data folder of node {node} is not the one that the group has seen last: it is a copy or a restored backup, or another copy has run \
+         since; run the node in one place only, on the folder it ran on last, or remove it from the group and add a new one with an empty folder \
+         under an id that was never used"
     )]
     OlderCopy { node: u64 },
     /// Two processes on copies of one folder.
     #[error("node {node} runs twice, on copies of one data folder: stop one of them for good")]
     Doubled { node: u64 },
+    /// The node has started again, or was never met: before it is noted it must have written down what is known of it.
+    #[error("node {node} has just started and introduces itself")]
+    Introduce {
+        node: u64,
+        /// The boot under which it is known.
+        known: Option<Uuid>,
+    },
+    /// A certificate of the cluster, but no member of the group.
+    #[error(
+        "node {node} is no member of the group as far as node {here} knows: add it to the group first; if it has been added while node {here} \
+         was away, add it to the list of members of node {here} too"
+    )]
+    NotMember { node: u64, here: u64 },
+    /// It was a member once.
+    #[error(
+        "node {node} was removed from the group of history {history}, takes no part in it any more, and its id is not used again: stop it for \
+         good; to use the machine anew, give it an empty folder and an id that was never used, and add that one"
+    )]
+    HasLeft { node: u64, history: HistoryId },
+    /// Two nodes that are to found one group disagree about who founds it.
+    #[error(
+        "node {node} is configured with the members {theirs}, this node with {ours}: give all nodes the same list of members, then the group \
+         is founded"
+    )]
+    OtherMembers { node: u64, ours: String, theirs: String },
     /// On its first start, before it may take part.
     #[error("node {node} has not taken its place in the group yet")]
     NotReady { node: u64 },
@@ -55,7 +83,7 @@ impl Refusal {
     /// Passes by itself, without anybody's help.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::NotReady { .. } | Self::Stopped { .. } => true,
+            Self::NotReady { .. } | Self::Stopped { .. } | Self::Introduce { .. } => true,
             Self::OtherNode { .. }
             | Self::OtherCertificate { .. }
             | Self::ForeignCertificate { .. }
@@ -63,6 +91,9 @@ impl Refusal {
             | Self::OtherFolder { .. }
             | Self::OlderCopy { .. }
             | Self::Doubled { .. }
+            | Self::NotMember { .. }
+            | Self::HasLeft { .. }
+            | Self::OtherMembers { .. }
             | Self::Malformed { .. } => false,
         }
     }
@@ -70,7 +101,9 @@ impl Refusal {
     /// It says that `node` is not the one the group knows.
     pub fn disowns(&self, node: u64) -> bool {
         match self {
-            Self::OtherFolder { node: it } | Self::OlderCopy { node: it } | Self::Doubled { node: it } => *it == node,
+            Self::OtherFolder { node: it } | Self::OlderCopy { node: it } | Self::Doubled { node: it } | Self::HasLeft { node: it, .. } => {
+                *it == node
+            }
             _ => false,
         }
     }

@@ -1,6 +1,7 @@
 //! The listener for the other nodes: mutual TLS, and who is calling.
 //! In: routes. Out: the same, with [`PeerNode`] in each request's extensions.
-//! Invariant: no request reaches a route without a certificate of this cluster that names a node.
+//! Invariants: no request reaches a route without a certificate of this cluster that names a node; none reaches the routes of other
+//! services unless that node is a member of the group (the store's own calls say so by themselves, with the reason).
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use axum::response::Response;
 use http::HeaderValue;
 use ursa_runtime::serve::{Limits, Peer};
 
+use super::Peers;
 use super::tls::Identity;
 
 /// A stream per call in flight: appends, proposals passed on and what other services add.
@@ -39,9 +41,22 @@ pub(crate) fn limits() -> Limits {
     }
 }
 
-/// The routes behind the check.
-pub(crate) fn identified(routes: Router, identity: Arc<Identity>) -> Router {
-    routes.layer(middleware::from_fn_with_state(identity, identify))
+/// The store's routes and those of others, each behind its checks.
+pub(crate) fn identified(ours: Router, others: Router, peers: &Peers) -> Router {
+    let others = others.layer(middleware::from_fn_with_state(peers.clone(), members_only));
+    ours.merge(others)
+        .layer(middleware::from_fn_with_state(peers.identity().clone(), identify))
+}
+
+async fn members_only(State(peers): State<Peers>, request: Request, next: Next) -> Response {
+    // Put there by the layer around this one.
+    let Some(PeerNode { id }) = request.extensions().get::<PeerNode>().copied() else {
+        return refused(UNAUTHENTICATED, "");
+    };
+    match peers.shared.roster.check(id) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refused(PERMISSION_DENIED, &refusal.to_string()),
+    }
 }
 
 async fn identify(State(identity): State<Arc<Identity>>, mut request: Request, next: Next) -> Response {
@@ -55,15 +70,21 @@ async fn identify(State(identity): State<Arc<Identity>>, mut request: Request, n
             next.run(request).await
         }
         // The handshake lets nobody in like this; it is a defect of whoever mounted the routes.
-        _ => unauthenticated(),
+        _ => refused(UNAUTHENTICATED, ""),
     }
 }
 
-/// gRPC's code 16, as an answer without a body.
-fn unauthenticated() -> Response {
+const PERMISSION_DENIED: HeaderValue = HeaderValue::from_static("7");
+const UNAUTHENTICATED: HeaderValue = HeaderValue::from_static("16");
+
+/// A code of gRPC, as an answer without a body.
+fn refused(code: HeaderValue, message: &str) -> Response {
     let mut answer = Response::new(Body::empty());
     let headers = answer.headers_mut();
     headers.insert(http::header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert("grpc-status", HeaderValue::from_static("16"));
+    headers.insert("grpc-status", code);
+    if let Ok(message) = HeaderValue::from_str(message) {
+        headers.insert("grpc-message", message);
+    }
     answer
 }

@@ -1,7 +1,7 @@
 //! The other side of the calls: checks who calls, then hands the payload to where it belongs.
 //! In: calls over connections whose certificate was verified. Out: answers.
-//! Invariants: certificate, addressee, history and folder are checked in this order before a payload is looked at; a node that has not
-//! taken its place answers greetings alone, so it neither votes nor acknowledges anything.
+//! Invariants: certificate, membership, addressee, history and folder are checked in this order before a payload is looked at; a node that
+//! has not taken its place answers greetings alone, so it neither votes nor acknowledges anything.
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -15,16 +15,19 @@ use ursa_runtime::lease::Deadline;
 use uuid::Uuid;
 
 use super::peers::{malformed, sixteen};
-use super::wire::{self, BarrierCall, Greeting, ProposeHead, Proposed, SnapshotHead};
+use super::wire::{self, BarrierCall, Greeting, Hail, ProposeHead, Proposed, SnapshotHead};
 use super::{PeerNode, Peers, Refusal, snapshot};
 use crate::codec::Proposal;
 use crate::raft::answers;
+use crate::store::members::MemberCall;
 use crate::store::{Inner, Store};
 
 /// Snapshots received at once: one, and one more whose sender may be gone.
 const RECEIVING: usize = 2;
 /// Longest that a call of another node is worked on.
 const LONGEST: Duration = Duration::from_secs(60);
+/// Longest that a node waits to be let in, before it asks again.
+const JOINING: Duration = Duration::from_secs(8);
 
 /// See the module's text.
 #[derive(Clone)]
@@ -40,6 +43,8 @@ pub(crate) struct Service {
 enum Needs {
     Nothing,
     Place,
+    /// It has, and the caller need not be a member: it comes with a token.
+    PlaceAlone,
 }
 
 impl Service {
@@ -60,6 +65,9 @@ impl Service {
         if is != sender.node {
             return Err(Refusal::OtherCertificate { says: sender.node, is });
         }
+        if needs != Needs::PlaceAlone {
+            shared.roster.check(is)?;
+        }
         if call.to != shared.node {
             return Err(Refusal::OtherNode {
                 asked: call.to,
@@ -69,13 +77,11 @@ impl Service {
         if sender.node == shared.node {
             return Err(Refusal::Doubled { node: shared.node });
         }
-        if !call.to_folder.is_empty() && Uuid::from_bytes(sixteen(&call.to_folder)?) != shared.me.folder {
-            let refusal = Refusal::OtherFolder { node: shared.node };
-            shared.told_of_me(&refusal);
-            return Err(refusal);
+        if needs != Needs::PlaceAlone {
+            shared.check_sender(sender).await?;
         }
-        shared.check_sender(sender).await?;
-        if needs == Needs::Place && !shared.admitted.load(Ordering::Acquire) {
+        shared.check_known_as(call).await?;
+        if needs != Needs::Nothing && !shared.admitted.load(Ordering::Acquire) {
             return Err(Refusal::NotReady { node: shared.node });
         }
         let stopped = Refusal::Stopped { node: shared.node };
@@ -100,7 +106,8 @@ impl Service {
         if let Err(refusal) = &result {
             tracing::debug!(%refusal, "a call was refused");
         }
-        Ok(Response::new(self.peers.shared.answer(result)))
+        let to = certified.map(|node| node.id).unwrap_or_default();
+        Ok(Response::new(self.peers.shared.answer(to, result)))
     }
 
     async fn install(&self, request: Request<Streaming<Chunk>>) -> Result<Bytes, Refusal> {
@@ -178,18 +185,51 @@ impl RaftService for Service {
 
     async fn hello(&self, request: Request<Call>) -> Result<Response<Answer>, Status> {
         let admitted = self.peers.shared.admitted.load(Ordering::Acquire);
-        self.serve(request, Needs::Nothing, |store, _| async move {
+        let node = self.peers.shared.node;
+        self.serve(request, Needs::Nothing, |store, payload| async move {
             let founded = store.is_founded();
-            Ok(wire::encode(&Greeting { admitted, founded }))
+            let ours = store.founders();
+            if let (false, Some(ours), false) = (founded, &ours, payload.is_empty()) {
+                wire::decode::<Hail>(&payload)?.agrees(node, ours)?;
+            }
+            let members = store.group_members();
+            Ok(wire::encode(&Greeting {
+                admitted,
+                founded,
+                members,
+            }))
+        })
+        .await
+    }
+
+    async fn members(&self, request: Request<Call>) -> Result<Response<Answer>, Status> {
+        let call = request.get_ref();
+        let joins = matches!(wire::decode(&call.payload), Ok(MemberCall::Join { .. }));
+        let node = call.from.as_ref().map(|sender| sender.node).unwrap_or_default();
+        let folder = call.from.as_ref().map(|sender| sixteen(&sender.folder));
+        let needs = if joins { Needs::PlaceAlone } else { Needs::Place };
+        self.serve(request, needs, |store, payload| async move {
+            let answer = match wire::decode(&payload)? {
+                MemberCall::Change { wanted, wait_ms } => {
+                    let wait = Duration::from_millis(wait_ms).min(LONGEST);
+                    store.carry_out(&wanted, Deadline::after(wait)).await
+                }
+                MemberCall::Join { token } => {
+                    let folder = folder.ok_or_else(|| malformed("a call without a sender"))??;
+                    store.let_in(node, Uuid::from_bytes(folder), &token, Deadline::after(JOINING)).await
+                }
+            };
+            Ok(wire::encode(&answer))
         })
         .await
     }
 
     async fn snapshot(&self, request: Request<Streaming<Chunk>>) -> Result<Response<Answer>, Status> {
+        let to = request.extensions().get::<PeerNode>().map(|node| node.id).unwrap_or_default();
         let result = self.install(request).await;
         if let Err(refusal) = &result {
             tracing::warn!(%refusal, "a snapshot was not taken in");
         }
-        Ok(Response::new(self.peers.shared.answer(result)))
+        Ok(Response::new(self.peers.shared.answer(to, result)))
     }
 }

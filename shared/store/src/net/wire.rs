@@ -2,6 +2,8 @@
 //! In: plain structs. Out: bytes, and back.
 //! Invariants: the first byte is a version, then JSON; what follows the JSON of an append are the entries, as they are in the log.
 //! Fields are only ever added, with a default, so that two neighbouring versions understand each other during an upgrade.
+use std::collections::BTreeMap;
+
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -154,6 +156,34 @@ pub(crate) enum Barrier {
     },
 }
 
+/// A hello of a node that is about to found a group; others say hello without words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hail {
+    /// The members that it is configured with.
+    pub(crate) members: BTreeMap<u64, String>,
+}
+
+impl Hail {
+    /// Whether `node`, which is configured with `theirs`, founds the same group.
+    ///
+    /// # Errors
+    /// [`Refusal::OtherMembers`], in the words of the one who said this.
+    pub(crate) fn agrees(&self, node: u64, theirs: &BTreeMap<u64, String>) -> Result<(), Refusal> {
+        if self.members == *theirs {
+            return Ok(());
+        }
+        let list = |members: &BTreeMap<u64, String>| {
+            let list: Vec<String> = members.iter().map(|(id, address)| format!("{id}={address}")).collect();
+            list.join(" ")
+        };
+        Err(Refusal::OtherMembers {
+            node,
+            ours: list(&self.members),
+            theirs: list(theirs),
+        })
+    }
+}
+
 /// Answer to a hello.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Greeting {
@@ -161,6 +191,9 @@ pub(crate) struct Greeting {
     pub(crate) admitted: bool,
     /// Its log holds more than the list of first members: there was a leader.
     pub(crate) founded: bool,
+    /// The members in its log, with addresses.
+    #[serde(default)]
+    pub(crate) members: BTreeMap<u64, String>,
 }
 
 /// Version and JSON.
@@ -348,12 +381,21 @@ mod tests {
             Greeting {
                 admitted: true,
                 founded: false,
+                members: BTreeMap::from([(1, "a:1".to_owned())]),
             },
-            r#"{"admitted":true,"founded":false}"#,
+            r#"{"admitted":true,"founded":false,"members":{"1":"a:1"}}"#,
         );
+        let first: Greeting = decode(b"\x01{\"admitted\":true,\"founded\":true}").unwrap();
+        assert!(first.members.is_empty());
+        let members = BTreeMap::from([(1, "a:1".to_owned()), (2, "b:1".to_owned())]);
+        golden(Hail { members }, r#"{"members":{"1":"a:1","2":"b:1"}}"#);
         golden(
             Refusal::OtherNode { asked: 1, is: 2 },
             r#"{"refusal":"other_node","asked":1,"is":2}"#,
+        );
+        golden(
+            Refusal::Introduce { node: 1, known: None },
+            r#"{"refusal":"introduce","node":1,"known":null}"#,
         );
     }
 

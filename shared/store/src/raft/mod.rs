@@ -6,6 +6,7 @@ pub(crate) mod answers;
 mod config;
 mod entries;
 mod machine;
+pub(crate) mod members;
 mod network;
 mod runtime;
 #[cfg(test)]
@@ -143,7 +144,7 @@ pub(crate) async fn grow(raft: &Raft, closing: &CancellationToken, members: &BTr
     let me = *raft.node_id();
     let all = async {
         for (id, address) in members.iter().filter(|(id, _)| **id != me) {
-            let peer = Peer { address: address.clone() };
+            let peer = Peer::at(address);
             let added = raft.add_learner(*id, peer, true).await;
             added.map_err(|error| Chain(&error).to_string())?;
         }

@@ -1,6 +1,7 @@
 //! The store as one of several: its listener, who leads, contact with the majority, handing over.
 //! In: the configured members. Out: routes for the listener, watches.
 //! Invariant: nothing here is needed in a group of one, and everything works there all the same.
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
@@ -13,13 +14,13 @@ use ursa_runtime::lease::{self, Deadline};
 use ursa_runtime::serve;
 use ursa_runtime::tasks::{OnExit, Tasks};
 use ursa_state::HistoryId;
-use uuid::Uuid;
 
-use super::{Store, StoreConfig};
+use super::{FirstStart, Store, StoreConfig};
 use crate::error::{Error, OpenError};
 use crate::folder::Folder;
 use crate::net::known::{Incarnation, Known};
 use crate::net::peers::Parts;
+use crate::net::roster::Roster;
 use crate::net::server::Service;
 use crate::net::tls::Identity;
 use crate::net::{Peers, QuorumContact, serve_limits, serve_routes};
@@ -40,7 +41,7 @@ pub(super) fn identity(config: &StoreConfig) -> Result<Option<Arc<Identity>>, Op
     Identity::new(config.node_id, cluster.tls.clone()).map(Arc::new).map(Some)
 }
 
-fn is_address(address: &str) -> bool {
+pub(crate) fn is_address(address: &str) -> bool {
     address
         .rsplit_once(':')
         .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0))
@@ -50,18 +51,21 @@ fn is_address(address: &str) -> bool {
 pub(super) fn peers(config: &StoreConfig, identity: Arc<Identity>, folder: &Folder, known: Known, history: HistoryId) -> Peers {
     let (id, start) = folder.id();
     let cluster = config.cluster.as_ref();
-    let mut addresses = cluster.map(|cluster| cluster.members.clone()).unwrap_or_default();
-    addresses.extend(cluster.map(|cluster| cluster.dial.clone()).unwrap_or_default());
     let parts = Parts {
         me: Incarnation {
             folder: id,
             start,
-            boot: Uuid::new_v4(),
+            boot: folder.boots().last().copied().unwrap_or_default(),
         },
         history: folder.history().or((history != HistoryId::default()).then_some(history)),
         known,
+        roster: Roster::new(
+            config.node_id,
+            cluster.map(|cluster| cluster.members.keys().copied().collect()).unwrap_or_default(),
+        ),
         admitted: folder.is_formed(),
-        addresses,
+        addresses: cluster.map(|cluster| cluster.members.clone()).unwrap_or_default(),
+        detours: cluster.map(|cluster| cluster.dial.clone()).unwrap_or_default(),
         identity,
         message_limit: config.max_changeset_bytes + MESSAGE_OVERHEAD,
     };
@@ -101,10 +105,11 @@ impl Store {
     }
 
     /// Serves the other nodes, as a task: this store's calls and `others`, each request with a [`crate::PeerNode`] in its extensions. Over
-    /// TLS 1.3, with certificates of the cluster on both sides. Nothing happens in a group of one.
+    /// TLS 1.3, with certificates of the cluster on both sides; to `others` comes who is a member of the group, and nobody else. Nothing
+    /// happens in a group of one.
     pub fn serve_peers(&self, listener: TcpListener, others: Router, tasks: &Tasks) {
         let Some(peers) = &self.inner.peers else { return };
-        let routes = serve_routes(self.peer_routes().merge(others), peers.identity().clone());
+        let routes = serve_routes(self.peer_routes(), others, peers);
         let (tls, owner) = (peers.identity().server_config(), tasks.clone());
         tasks.spawn("peers", OnExit::Shutdown, |cancel| {
             serve::https(listener, tls, routes, serve_limits(), owner, cancel)
@@ -135,6 +140,11 @@ impl Store {
     /// # Errors
     /// [`Error::Unavailable`]: nobody took over in time. Writes are refused here all the same from then on, until somebody else leads.
     pub async fn hand_over(&self, deadline: Deadline) -> Result<Option<u64>, Error> {
+        self.hand_over_to(None, deadline).await
+    }
+
+    /// As [`Store::hand_over`], to this voter if one is named.
+    pub(crate) async fn hand_over_to(&self, to: Option<u64>, deadline: Deadline) -> Result<Option<u64>, Error> {
         let me = self.inner.config.node_id;
         let mut leads = self.leader();
         let try_for = self.inner.config.timings.sane().election_min;
@@ -147,7 +157,7 @@ impl Store {
             if let Some(why) = self.why_stopped() {
                 return Err(Error::Stopped(why));
             }
-            let Some(next) = self.furthest(&tried) else {
+            let Some(next) = to.or_else(|| self.furthest(&tried)) else {
                 if tried.is_empty() {
                     return Ok(leader); // a group of one
                 }
@@ -185,6 +195,21 @@ impl Store {
         };
         let candidates = voters.into_iter().filter(|id| *id != me && !tried.contains(id));
         candidates.max_by_key(|id| matched(id))
+    }
+
+    /// The members that this node founds a group with, if it is to found one.
+    pub(crate) fn founders(&self) -> Option<&BTreeMap<u64, String>> {
+        let config = &self.inner.config;
+        let cluster = config.cluster.as_ref().filter(|_| config.first_start == FirstStart::Found)?;
+        Some(&cluster.members)
+    }
+
+    /// The members in the log, with their addresses there.
+    pub(crate) fn group_members(&self) -> BTreeMap<u64, String> {
+        let metrics = self.inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let nodes = metrics.membership_config.membership().nodes();
+        nodes.map(|(id, peer)| (*id, peer.address.clone())).collect()
     }
 
     /// Whether this node holds more than the list of first members.

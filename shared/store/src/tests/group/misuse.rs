@@ -10,7 +10,7 @@ use crate::tests::value;
 use crate::{Error, OpenError, Refusal, Store};
 
 /// Waits until `store` has this to say about `node`.
-async fn problem(store: &Store, node: u64, which: impl Fn(&Refusal) -> bool) -> String {
+pub(super) async fn problem(store: &Store, node: u64, which: impl Fn(&Refusal) -> bool) -> String {
     wait("the problem is found", || {
         let status = store.peers().unwrap().status();
         let problem = status[&node].problem.clone().filter(|problem| which(problem))?;
@@ -20,7 +20,7 @@ async fn problem(store: &Store, node: u64, which: impl Fn(&Refusal) -> bool) -> 
 }
 
 /// Waits until the node was told to stop, and why.
-async fn stopped(node: &Node) -> String {
+pub(super) async fn stopped(node: &Node) -> String {
     wait("the node stops", || match node.tasks().stop_reason() {
         Some(StopReason::Failed { error, .. }) => Some(error),
         _ => None,
@@ -115,7 +115,7 @@ async fn a_node_of_another_history() {
         let mut known: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&std::fs::read(&peers).unwrap()).unwrap();
         known.remove("3");
         std::fs::write(&peers, serde_json::to_vec(&known).unwrap()).unwrap();
-        std::fs::remove_file(group.folder(3).join("peers.json")).ok();
+        std::fs::write(group.folder(3).join("peers.json"), "{}").unwrap();
     }
     group.start_all().await;
     write(group.store(1), "a", 2).await.unwrap();
@@ -140,7 +140,7 @@ async fn a_wiped_node_takes_no_part() {
     group.node(wiped).start().await.unwrap();
     let text = stopped(group.nodes.get(&wiped).unwrap()).await;
     assert!(
-        text.contains("another data folder") && text.contains("restore the folder"),
+        text.contains("another data folder") && text.contains("a backup of it will not do"),
         "{text}"
     );
     let error = write(group.store(wiped), "a", 2).await.unwrap_err();
@@ -176,6 +176,7 @@ async fn two_nodes_with_one_id() {
         config,
         disk,
         address,
+        others: axum::Router::new(),
         running: None,
     };
     twin.start().await.unwrap();
@@ -220,4 +221,131 @@ async fn a_data_folder_of_a_newer_version_or_without_its_log() {
     std::fs::rename(group.folder(3).join("aside"), &log).unwrap();
     group.node(3).start().await.unwrap();
     write(group.store(3), "a", 1).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_was_started_more_often_than_the_original() {
+    let mut group = Group::of_three().await;
+    write(group.store(1), "a", 1).await.unwrap();
+    group.level().await;
+    group.node(3).kill().await;
+    let backup = group.folder(3).with_extension("backup");
+    copy(&group.folder(3), &backup);
+    // The original goes on, and promises something that the backup knows nothing of.
+    group.node(3).start().await.unwrap();
+    write(group.store(3), "a", 2).await.unwrap();
+    for other in [1, 2] {
+        wait("it has met all", || group.store(3).status().peers[&other].answered_ago).await;
+    }
+    group.node(3).kill().await;
+    let lost = group.folder(3).with_extension("original");
+    std::fs::rename(group.folder(3), &lost).unwrap();
+    std::fs::rename(&backup, group.folder(3)).unwrap();
+    for start in 0..5 {
+        group.node(3).start().await.unwrap();
+        let text = stopped(&group.nodes[&3]).await;
+        assert!(text.contains("a restored backup"), "start {start}: {text}");
+        group.node(3).kill().await;
+    }
+    // Nobody is harmed, and the original is still the one that is known.
+    write(group.store(1), "a", 3).await.unwrap();
+    assert!([1, 2].iter().all(|id| group.nodes[id].tasks().stop_reason().is_none()));
+    std::fs::rename(group.folder(3), &backup).unwrap();
+    std::fs::rename(&lost, group.folder(3)).unwrap();
+    group.node(3).start().await.unwrap();
+    write(group.store(3), "a", 4).await.unwrap();
+    group.level().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_of_the_cluster_is_not_enough() {
+    use axum::routing::post;
+    use tower::Service;
+
+    let mut group = Group::new(3, timings()).await;
+    let stranger = free_address().await;
+    // It knows all of them, none knows it.
+    let mut config = group.nodes[&3].config.clone();
+    let dir = tempfile::tempdir().unwrap();
+    (config.node_id, config.data_dir) = (4, dir.path().join("4"));
+    let cluster = config.cluster.as_mut().unwrap();
+    cluster.members.insert(4, stranger.to_string());
+    cluster.tls = tokio::sync::watch::channel(std::sync::Arc::new(group.ca.tls(4))).1;
+    for id in 1..=3 {
+        group.node(id).others = axum::Router::new().route("/other.Service/Call", post(|| async { "in" }));
+    }
+    group.start_all().await;
+    write(group.store(1), "a", 1).await.unwrap();
+    let disk = group.nodes[&3].disk.clone();
+    let mut node = Node {
+        config,
+        disk,
+        address: stranger,
+        others: axum::Router::new(),
+        running: None,
+    };
+    node.start().await.unwrap();
+    let refused = |refusal: &Refusal| *refusal == Refusal::NotMember { node: 4, here: 1 };
+    let text = problem(node.store(), 1, refused).await;
+    assert!(text.contains("add it to the group first"), "{text}");
+    assert!(!node.store().status().admitted);
+    let known = std::fs::read_to_string(group.folder(1).join("peers.json")).unwrap();
+    assert!(known.contains("\"3\"") && !known.contains("\"4\""), "{known}");
+    // Neither to the other services of that listener.
+    let call = |store: Store| async move {
+        let mut channel = store.peers().unwrap().channel(1);
+        std::future::poll_fn(|context| channel.poll_ready(context)).await.unwrap();
+        let request = http::Request::post("http://node/other.Service/Call").body(tonic::body::Body::empty());
+        channel.call(request.unwrap()).await.unwrap()
+    };
+    let answer = call(node.store().clone()).await;
+    assert_eq!(answer.headers()["grpc-status"], "7");
+    let text = answer.headers()["grpc-message"].to_str().unwrap();
+    assert!(text.contains("node 4 is no member"), "{text}");
+    let answer = call(group.store(2).clone()).await;
+    assert!(
+        answer.status().is_success() && !answer.headers().contains_key("grpc-status"),
+        "a member gets in: {answer:?}"
+    );
+    node.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn founders_that_were_given_different_members() {
+    let mut group = Group::new(3, timings()).await;
+    let right = group.nodes[&2].config.cluster.as_ref().unwrap().members.clone();
+    let mut wrong = right.clone();
+    wrong.insert(3, "127.0.0.1:1".to_owned());
+    group.node(2).config.cluster.as_mut().unwrap().members = wrong;
+    group.node(2).config.cluster.as_mut().unwrap().dial = BTreeMap::from([(3, right[&3].clone())]);
+    group.start_all().await;
+    for (id, other) in [(1, 2), (2, 1), (3, 2)] {
+        let which = |refusal: &Refusal| matches!(refusal, Refusal::OtherMembers { .. });
+        let text = problem(group.store(id), other, which).await;
+        assert!(text.contains("3=127.0.0.1:1") && text.contains("the same list"), "{text}");
+    }
+    for id in 1..=3 {
+        assert!(!group.store(id).is_founded() && !group.store(id).status().admitted, "node {id}");
+    }
+    // Corrected, they begin.
+    group.node(2).kill().await;
+    group.node(2).config.cluster.as_mut().unwrap().members = right;
+    group.node(2).start().await.unwrap();
+    write(group.store(2), "a", 1).await.unwrap();
+    group.level().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_that_has_lost_who_the_others_are() {
+    let mut group = Group::of_three().await;
+    write(group.store(1), "a", 1).await.unwrap();
+    group.node(3).kill().await;
+    let (peers, aside) = (group.folder(3).join("peers.json"), group.folder(3).join("aside"));
+    std::fs::rename(&peers, &aside).unwrap();
+    let error = group.node(3).start().await.unwrap_err();
+    assert!(matches!(&error, OpenError::PeersLost { .. }), "{error}");
+    assert!(error.to_string().contains("restore that file") && !peers.exists(), "{error}");
+    std::fs::rename(&aside, &peers).unwrap();
+    group.node(3).start().await.unwrap();
+    write(group.store(3), "a", 2).await.unwrap();
 }

@@ -1,5 +1,6 @@
 //! Several stores as one group: real files, real TLS over loopback, links that can be cut.
 mod faults;
+mod membership;
 mod misuse;
 mod rounds;
 mod usual;
@@ -54,6 +55,8 @@ pub(super) struct Node {
     config: StoreConfig,
     disk: Arc<dyn Disk>,
     address: SocketAddr,
+    /// Served beside the store's own calls.
+    others: Router,
     running: Option<(Store, Tasks)>,
 }
 
@@ -74,7 +77,7 @@ impl Node {
                 bound => break bound.unwrap(),
             }
         };
-        store.serve_peers(listener, Router::new(), &tasks);
+        store.serve_peers(listener, self.others.clone(), &tasks);
         self.running = Some((store, tasks));
         Ok(())
     }
@@ -152,6 +155,7 @@ impl Group {
                 config,
                 disk: Arc::new(RealDisk),
                 address,
+                others: Router::new(),
                 running: None,
             };
             (id, node)

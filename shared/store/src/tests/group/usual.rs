@@ -8,7 +8,7 @@ use ursa_state::{Expect, HistoryId, OpError};
 use super::{Group, PATIENCE, timings, wait, write};
 use crate::testing::changeset;
 use crate::tests::{key, put_expecting, set, value};
-use crate::{Error, Role};
+use crate::{Error, FirstStart, Role};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_node_writes_and_reads() {
@@ -33,7 +33,10 @@ async fn every_node_writes_and_reads() {
         let status = group.store(id).status();
         let role = if id == leader { Role::Leader } else { Role::Follower };
         assert_eq!((status.role, status.leader, status.members.len()), (role, Some(leader), 3));
-        assert!(status.admitted && status.quorum, "{status:?}");
+        assert!(status.admitted, "{status:?}");
+        group
+            .wait("it is in contact with a majority", || group.store(id).status().quorum.then_some(()))
+            .await;
         assert_eq!(status.peers.len(), 2);
         assert!(status.peers.values().all(|peer| peer.problem.is_none()), "{status:?}");
         group.store(id).wait_recovered(Deadline::after(PATIENCE)).await.unwrap();
@@ -97,8 +100,14 @@ async fn a_group_of_one_grows_into_three_and_keeps_what_it_has() {
     let history = group.store(1).status().history;
     group.node(1).kill().await;
     group.node(1).config.cluster = cluster;
-    // First the one that has something: the others alone would found a group of their own.
-    group.start_all().await;
+    // The empty ones come first, and found nothing of their own.
+    for id in [2, 3] {
+        group.node(id).config.first_start = FirstStart::WaitToBeAdded;
+        group.node(id).start().await.unwrap();
+    }
+    wait("the two have met", || group.store(2).status().peers[&3].answered_ago).await;
+    assert!([2, 3].iter().all(|id| !group.store(*id).is_founded()));
+    group.node(1).start().await.unwrap();
     let voters = |group: &Group| group.store(1).inner().raft.voter_ids().count();
     wait("the group has three voters", || (voters(&group) == 3).then_some(())).await;
     write(group.store(2), "b", 1).await.unwrap();
