@@ -3,6 +3,7 @@
 //! Invariants: a command is sent again only because a repeat changes nothing: changesets carry a request id, by which `apply` answers a
 //! repeat with the first result, and every other command is the same twice as once; whoever gets an answer finds its effect in this
 //! node's view.
+use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError};
@@ -201,7 +202,16 @@ impl Store {
     pub(crate) async fn barrier_for(&self, deadline: Deadline, relay: bool) -> Barrier {
         match self.onward(relay) {
             Some((peers, way)) => ask_barrier(&peers, way, deadline).await,
-            None => self.barrier().await,
+            None => match self.inner.peers.clone() {
+                Some(peers) => {
+                    let way = Way {
+                        leader: peers.node_id(),
+                        via: peers.node_id(),
+                    };
+                    self.barrier_by(&peers, way, deadline).await
+                }
+                None => self.barrier().await,
+            },
         }
     }
 
@@ -325,14 +335,24 @@ impl Store {
         }
     }
 
+    /// A barrier that is asked for after this call, together with others that want one.
     async fn barrier_by(&self, peers: &Peers, way: Way, deadline: Deadline) -> Barrier {
-        if way.via != peers.node_id() {
-            return ask_barrier(peers, way, deadline).await;
-        }
-        let barrier = lease::within(deadline.remaining(), self.barrier()).await;
-        barrier.unwrap_or_else(|expired| Barrier::NoQuorum {
-            reason: expired.to_string(),
-        })
+        let share = self.inner.barriers.lock().entry((way.leader, way.via)).or_default().clone();
+        let shared = share.join(|| {
+            let (inner, peers) = (Arc::downgrade(&self.inner), peers.clone());
+            async move {
+                let deadline = Deadline::after(PATIENCE);
+                if way.via != peers.node_id() {
+                    return ask_barrier(&peers, way, deadline).await;
+                }
+                let Some(store) = inner.upgrade().map(Self::from) else {
+                    return expired("it was closed");
+                };
+                let barrier = lease::within(deadline.remaining(), store.barrier()).await;
+                barrier.unwrap_or_else(expired)
+            }
+        });
+        lease::within(deadline.remaining(), shared).await.unwrap_or_else(expired)
     }
 
     /// How far a node must have applied to read everything that was acknowledged so far, if this one leads. By read index, not by the
@@ -412,6 +432,12 @@ async fn ask_barrier(peers: &Peers, way: Way, deadline: Deadline) -> Barrier {
     let answer = peers.call(way.via, Lane::Calls, Method::Barrier, wire::encode(&call), wait).await;
     let answer = answer.and_then(|bytes| wire::decode(&bytes).map_err(CallError::Unheard));
     answer.unwrap_or_else(|error| Barrier::NoQuorum { reason: error.to_string() })
+}
+
+fn expired(reason: impl ToString) -> Barrier {
+    Barrier::NoQuorum {
+        reason: reason.to_string(),
+    }
 }
 
 /// Returns when another one than `leader` is found to lead.
