@@ -4,6 +4,7 @@
 //! [`Store::view`] of this node; nothing here assumes that the group has one member.
 mod cluster;
 pub mod members;
+mod share;
 mod submit;
 
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ use crate::error::{Error, OpenError};
 use crate::folder::Folder;
 use crate::log::{self, EntryId, Log};
 use crate::net::known::{Known, Missing};
+use crate::net::wire::Barrier;
 use crate::net::{ClusterConfig, Contact, PeerStatus, Peers, QuorumContact};
 use crate::raft::{self, Entries, Entry, Machine, Raft, Timings};
 use crate::snapshot::Snapshots;
@@ -159,6 +161,8 @@ pub(crate) struct Inner {
     closed: tokio::sync::Mutex<bool>,
     /// One change of the members at a time.
     pub(crate) changing: tokio::sync::Mutex<()>,
+    /// Read barriers, by leader and the member that is asked.
+    barriers: Mutex<BTreeMap<(u64, u64), Arc<share::Share<Barrier>>>>,
 }
 
 impl From<Arc<Inner>> for Store {
@@ -286,6 +290,7 @@ impl Store {
                 core_ended: AtomicBool::new(false),
                 closed: tokio::sync::Mutex::new(false),
                 changing: tokio::sync::Mutex::default(),
+                barriers: Mutex::default(),
             }),
         };
         match &store.inner.peers {
