@@ -22,8 +22,8 @@ use crate::store::{Inner, Store};
 
 /// What a tick finds.
 struct Found {
-    leads: bool,
-    term: u64,
+    /// The term in which this node leads, if it does.
+    leads: Option<u64>,
     voters: Vec<u64>,
     /// Whom to recommend as the next leader.
     next: Option<u64>,
@@ -36,7 +36,7 @@ pub(super) async fn run(inner: Weak<Inner>, peers: Peers, timings: Timings, clos
     let mut ticker = heartbeat::every(period, &closing);
     let shared = peers.shared.clone();
     let mut voice = Voice::Follows;
-    let mut led = false;
+    let mut led = None;
     // Greetings and last words under way; whether a greeting was answered.
     let mut calls: FuturesUnordered<BoxFuture<'static, bool>> = FuturesUnordered::new();
     let mut answered = 0;
@@ -52,14 +52,14 @@ pub(super) async fn run(inner: Weak<Inner>, peers: Peers, timings: Timings, clos
         let Some(found) = inner.upgrade().map(|inner| look(&inner.into(), &peers)) else {
             return;
         };
-        if found.leads && !led {
-            // A majority has just elected it.
-            shared.contact.seen_ago(Duration::ZERO);
-        }
-        led = found.leads;
-        if !found.leads {
+        if led != found.leads {
+            if found.leads.is_some() {
+                // A majority has just elected it.
+                shared.contact.seen_ago(Duration::ZERO);
+            }
             shared.replaced.store(false, Ordering::Release);
         }
+        led = found.leads;
         let seen = Seen {
             now: Instant::now(),
             leads: found.leads,
@@ -74,8 +74,8 @@ pub(super) async fn run(inner: Weak<Inner>, peers: Peers, timings: Timings, clos
                 tracing::warn!(target: "ursa_store::keeper", "no majority answers this leader: it falls silent, so that the others can elect another one");
                 shared.muted.store(true, Ordering::Release);
                 (calls, answered) = (FuturesUnordered::new(), 0);
-                if let Some(next) = found.next {
-                    let words = last_words(peers.node_id(), found.term, next);
+                if let (Some(term), Some(next)) = (found.leads, found.next) {
+                    let words = last_words(peers.node_id(), term, next);
                     calls.extend(others.map(|id| tell(peers.clone(), id, words.clone(), wait)));
                 }
             }
@@ -85,7 +85,7 @@ pub(super) async fn run(inner: Weak<Inner>, peers: Peers, timings: Timings, clos
             }
             Act::Greet => {}
             Act::Speak => {
-                tracing::info!(target: "ursa_store::keeper", leads = found.leads, "another member leads, or a majority answers: this node speaks again");
+                tracing::info!(target: "ursa_store::keeper", term = found.leads, "another member leads, or a majority answers: this node speaks again");
                 shared.muted.store(false, Ordering::Release);
                 (calls, answered) = (FuturesUnordered::new(), 0);
             }
@@ -104,11 +104,10 @@ fn look(store: &Store, peers: &Peers) -> Found {
     } else if leads && let Some(at) = &metrics.last_quorum_acked {
         contact.seen_ago(at.elapsed());
     }
-    let term = metrics.current_term;
+    let leads = leads.then_some(metrics.current_term);
     drop(metrics);
     Found {
         leads,
-        term,
         voters,
         next: store.furthest(&[]),
     }

@@ -42,8 +42,8 @@ impl Limits {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen {
     pub(super) now: Instant,
-    /// This node leads.
-    pub(super) leads: bool,
+    /// The term in which this node leads, if it does.
+    pub(super) leads: Option<u64>,
     /// Since the newest moment at which a majority was in contact.
     pub(super) age: Duration,
     /// It has begun to hand over, so it takes no writes any more, whoever answers.
@@ -67,48 +67,54 @@ pub(super) enum Act {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Voice {
     Follows,
-    Speaks { since: Instant, deaf_ticks: u32 },
-    Silent { since: Instant },
+    Speaks { term: u64, since: Instant, deaf_ticks: u32 },
+    Silent { term: u64, since: Instant },
 }
 
 impl Voice {
     pub(super) fn tick(&mut self, limits: &Limits, seen: Seen) -> Act {
-        let Seen { now, leads, .. } = seen;
+        let now = seen.now;
+        if seen.leads != self.term() {
+            let was_silent = matches!(self, Self::Silent { .. });
+            *self = seen.leads.map_or(Self::Follows, |term| Self::spoken(term, now));
+            return if was_silent { Act::Speak } else { Act::GoOn };
+        }
         match self {
-            Self::Silent { .. } if !leads => {
-                *self = Self::Follows;
-                Act::Speak
-            }
-            _ if !leads => {
-                *self = Self::Follows;
-                Act::GoOn
-            }
-            Self::Follows => {
-                *self = Self::spoken(now);
-                Act::GoOn
-            }
-            Self::Speaks { since, deaf_ticks } => {
+            Self::Follows => Act::GoOn,
+            Self::Speaks { term, since, deaf_ticks } => {
                 let spoken = now.saturating_duration_since(*since);
                 let unheard = seen.age.min(spoken);
                 *deaf_ticks = if unheard > limits.lease { deaf_ticks.saturating_add(1) } else { 0 };
                 let deaf = *deaf_ticks >= DEAF_TICKS && unheard > limits.deaf;
                 if deaf || seen.gave_up && spoken > limits.deaf {
-                    *self = Self::Silent { since: now };
+                    *self = Self::Silent { term: *term, since: now };
                     return Act::FallSilent;
                 }
                 Act::GoOn
             }
-            Self::Silent { since } if now.saturating_duration_since(*since) < limits.silence => Act::GoOn,
-            Self::Silent { .. } if seen.greeted => {
-                *self = Self::spoken(now);
+            Self::Silent { since, .. } if now.saturating_duration_since(*since) < limits.silence => Act::GoOn,
+            Self::Silent { term, .. } if seen.greeted => {
+                *self = Self::spoken(*term, now);
                 Act::Speak
             }
             Self::Silent { .. } => Act::Greet,
         }
     }
 
-    fn spoken(since: Instant) -> Self {
-        Self::Speaks { since, deaf_ticks: 0 }
+    /// The term in which it leads, as far as the last tick knew.
+    fn term(&self) -> Option<u64> {
+        match self {
+            Self::Follows => None,
+            Self::Speaks { term, .. } | Self::Silent { term, .. } => Some(*term),
+        }
+    }
+
+    fn spoken(term: u64, since: Instant) -> Self {
+        Self::Speaks {
+            term,
+            since,
+            deaf_ticks: 0,
+        }
     }
 }
 
@@ -124,6 +130,7 @@ mod tests {
         limits: Limits,
         now: Instant,
         answered: Instant,
+        term: u64,
     }
 
     impl Leader {
@@ -134,6 +141,7 @@ mod tests {
                 limits: Limits::of(&Timings::default()),
                 now,
                 answered: now,
+                term: 7,
             };
             assert_eq!(leader.tick(true, false), Act::GoOn);
             leader
@@ -143,7 +151,7 @@ mod tests {
             self.now += TICK;
             let seen = Seen {
                 now: self.now,
-                leads,
+                leads: leads.then_some(self.term),
                 age: self.now - self.answered,
                 gave_up: false,
                 greeted,
@@ -182,7 +190,7 @@ mod tests {
         let mut leader = Leader::elected();
         for pause in [1, 10, 3600] {
             leader.now += Duration::from_secs(pause);
-            for _ in 0..DEAF_TICKS - 1 {
+            for _ in 0..2 {
                 assert_eq!(leader.tick(true, false), Act::GoOn, "its calls are on their way");
             }
             leader.answered = leader.now;
@@ -226,6 +234,11 @@ mod tests {
         leader.until(Act::FallSilent, false);
         assert_eq!(leader.tick(false, false), Act::Speak);
         assert_eq!(leader.tick(false, false), Act::GoOn);
+        // Elected anew between two ticks: nobody has heard it yet.
+        leader.until(Act::FallSilent, false);
+        leader.term += 2;
+        assert_eq!(leader.tick(true, false), Act::Speak);
+        assert_eq!(leader.tick(true, false), Act::GoOn);
         for _ in 0..100 {
             leader.answered = leader.now;
             assert_eq!(leader.tick(true, false), Act::GoOn);
@@ -241,7 +254,7 @@ mod tests {
             leader.answered = leader.now;
             let seen = Seen {
                 now: leader.now,
-                leads: true,
+                leads: Some(1),
                 age: Duration::ZERO,
                 gave_up: true,
                 greeted: true,
