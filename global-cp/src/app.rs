@@ -40,6 +40,7 @@ pub async fn run(config: Config) -> Result<ExitStatus> {
 
 /// Everything from the first resources to the servers.
 async fn serve(host: &Host, config: &Config, serving: ReadinessGuard) -> Result<()> {
+    host.keep_history(&config.history);
     host.ensure_defaults(&Site::Global).await?;
 
     let views = host.plane.store.subscribe();

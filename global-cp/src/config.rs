@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use ursa_plane::config::{Cluster, Listen, Node, Tls};
+use ursa_plane::config::{Cluster, History, Listen, Node, Tls};
 use ursa_runtime::{config, telemetry};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -17,6 +17,7 @@ pub struct Config {
     pub cluster: Option<Cluster>,
     pub api: Listen,
     pub kds: Kds,
+    pub history: History,
     pub diagnostics: Listen,
     pub tls: Tls,
     pub telemetry: telemetry::Config,
@@ -45,6 +46,7 @@ impl Default for Config {
             cluster: None,
             api: Listen::everywhere(5682),
             kds: Kds::default(),
+            history: History::default(),
             diagnostics: Listen::everywhere(5680),
             tls: Tls::default(),
             telemetry: telemetry::Config::default(),
@@ -70,6 +72,7 @@ impl Config {
         problems.check(self.node.id > 0, || "node.id must be 1 or greater".into());
         problems.check(!self.data_dir.as_os_str().is_empty(), || "data_dir must be set".into());
         self.tls.validate(&mut problems);
+        self.history.validate(&mut problems);
         if let Some(cluster) = &self.cluster {
             cluster.validate(self.node.id, &mut problems);
         }

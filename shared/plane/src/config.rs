@@ -5,8 +5,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 use ursa_runtime::config::Problems;
 
+mod history;
 mod timings;
 
+pub use history::History;
 pub(crate) use timings::{Timing, apply};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -25,11 +25,12 @@ use ursa_sync::Claims;
 use crate::{
     Plane,
     cluster::{self, StoreQuorum, node_of},
-    config::{self, Cluster, Timing, Tls},
+    config::{self, Cluster, History, Timing, Tls},
     end::Lives,
     group::{About, ByClaims, Checkpoint, Group, NodeStatus},
     held::Held,
     metrics::ClusterMetrics,
+    retention,
     status::{self, Shown},
 };
 
@@ -194,6 +195,12 @@ impl Host {
     /// Shows what zone sync holds back, and lets administrators decide about it.
     pub fn show_held(&self, holds: ursa_sync::Holds) {
         self.held.set(holds);
+    }
+
+    /// Forgets history that is no longer wanted, from now on.
+    pub fn keep_history(&self, history: &History) {
+        let (store, keep) = (self.plane.store.clone(), history.retention());
+        self.tasks.spawn("history", OnExit::Shutdown, move |cancel| retention::run(store, keep, cancel));
     }
 
     /// Runs `hook` when the end begins, before anything is cancelled. It must not block.

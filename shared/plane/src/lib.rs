@@ -10,6 +10,7 @@ mod held;
 mod host;
 mod metrics;
 mod plane;
+mod retention;
 mod status;
 
 pub use host::{Host, HostConfig};
