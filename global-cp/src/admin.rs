@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -98,7 +98,19 @@ impl Admin {
     /// # Errors
     /// There is no answer, or it is a refusal: with the control plane's own words.
     pub async fn call(&self, method: Method, path: &str) -> Result<Value> {
-        let answered = within(PATIENCE, self.exchange(method, path)).await;
+        self.ask(method, path, Bytes::new()).await
+    }
+
+    /// As [`Admin::call`], with a body.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn send(&self, method: Method, path: &str, body: &Value) -> Result<Value> {
+        self.ask(method, path, body.to_string().into()).await
+    }
+
+    async fn ask(&self, method: Method, path: &str, body: Bytes) -> Result<Value> {
+        let answered = within(PATIENCE, self.exchange(method, path, body)).await;
         let (status, body) = answered.with_context(|| format!("{} does not answer", self.address))??;
         let value: Value = serde_json::from_slice(&body).unwrap_or_default();
         if status.is_success() {
@@ -108,7 +120,7 @@ impl Admin {
         bail!("{} answers {status}: {}: {}", self.address, text("title"), text("detail"))
     }
 
-    async fn exchange(&self, method: Method, path: &str) -> Result<(StatusCode, Bytes)> {
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes)> {
         let host = match self.address.rsplit_once(':') {
             Some((host, port)) if port.parse::<u16>().is_ok() => host.trim_start_matches('[').trim_end_matches(']'),
             _ => bail!("{:?} is not host:port", self.address),
@@ -129,7 +141,8 @@ impl Admin {
             .header(header::HOST, &self.address)
             .header(header::ACCEPT, "application/json")
             .header(header::AUTHORIZATION, format!("Bearer {}", self.token))
-            .body(Empty::<Bytes>::new())
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
             .context("the request")?;
         let mut connection = pin!(connection);
         let mut exchange = pin!(async {

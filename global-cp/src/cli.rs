@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
-use crate::{held, pki};
+use crate::{held, member, pki};
 
 /// The global control plane of Ursa: keeps the meshes' resources and syncs them to the zones.
 #[derive(Parser)]
@@ -31,6 +31,9 @@ pub enum Command {
     /// Removals that are held back because a zone came back with less than it had.
     #[command(subcommand)]
     HeldRemovals(held::Command),
+    /// The nodes of a control plane: add, promote, remove, move, hand over the lead.
+    #[command(subcommand)]
+    Member(member::Command),
 }
 
 /// Settings that can be given as flags.

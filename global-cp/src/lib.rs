@@ -5,4 +5,5 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod held;
+pub mod member;
 pub mod pki;

@@ -2,7 +2,7 @@
 //! In: configuration. Out: a running process whose parts the programs build on. Invariant: whatever it starts is a task of one of the
 //! lives of [`crate::end`], and ends in their order.
 
-use std::{net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use axum::Router;
@@ -29,6 +29,7 @@ use crate::{
     end::Lives,
     group::{About, ByClaims, Checkpoint, Group, NodeStatus},
     held::Held,
+    members,
     metrics::ClusterMetrics,
     retention,
     status::{self, Shown},
@@ -252,7 +253,13 @@ impl Host {
             based_on_kuma: Some(BASED_ON_KUMA.to_owned()),
         };
         let api = Api::new(site, Arc::new(self.plane.clone()), info, config, self.stages.clone());
-        let router = ursa_rest::router_with(api, self.shown.router().merge(self.held.router()));
+        let router = ursa_rest::router_with(
+            api,
+            self.shown
+                .router()
+                .merge(self.held.router())
+                .merge(members::router(self.plane.store.clone())),
+        );
         self.serve_https("api", address, router, &["h2", "http/1.1"], Versions::Tls12AndTls13)
             .await
     }
@@ -346,22 +353,37 @@ async fn observe(tasks: &Tasks, group: &Group, observed: &Observed, dir: PathBuf
     Ok(())
 }
 
+/// Follows every other member, also those that join later. One that leaves ends by itself, and is not found again.
 fn follow_others(tasks: &Tasks, store: &Store, group: Option<&Group>) {
-    let (Some(peers), Some(group)) = (store.peers(), group) else {
+    let (Some(peers), Some(group)) = (store.peers().cloned(), group.cloned()) else {
         return;
     };
-    for node in peers.others() {
-        let ways = peers.others().into_iter().filter(|via| *via != node);
-        let ways: Vec<_> = ways.map(|via| (via, peers.channel(via))).collect();
-        let through = group.clone();
-        tasks.spawn("observed-through-peer", OnExit::Shutdown, move |cancel| {
-            through.follow_through(node, ways, cancel)
-        });
-        let (channel, group) = (peers.channel(node), group.clone());
-        tasks.spawn("observed-from-peer", OnExit::Shutdown, move |cancel| {
-            group.follow(node, channel, cancel)
-        });
-    }
+    let owner = tasks.clone();
+    tasks.spawn("observed-peers", OnExit::Shutdown, move |cancel| async move {
+        let mut others = peers.watch_others();
+        let mut followed = BTreeSet::new();
+        loop {
+            let now = others.borrow_and_update().clone();
+            for node in now.difference(&followed).copied() {
+                let ways = now.iter().copied().filter(|via| *via != node);
+                let ways: Vec<_> = ways.map(|via| (via, peers.channel(via))).collect();
+                let through = group.clone();
+                owner.spawn("observed-through-peer", OnExit::Shutdown, move |cancel| {
+                    through.follow_through(node, ways, cancel)
+                });
+                let (channel, group) = (peers.channel(node), group.clone());
+                owner.spawn("observed-from-peer", OnExit::Shutdown, move |cancel| {
+                    group.follow(node, channel, cancel)
+                });
+            }
+            followed.extend(now);
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                changed = others.changed() => if changed.is_err() { return cancel.cancelled().await },
+            }
+        }
+    });
 }
 
 async fn bind(address: SocketAddr, what: &str) -> Result<TcpListener> {

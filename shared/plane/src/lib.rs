@@ -8,6 +8,7 @@ mod end;
 pub mod group;
 mod held;
 mod host;
+mod members;
 mod metrics;
 mod plane;
 mod retention;
