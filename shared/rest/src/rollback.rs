@@ -42,6 +42,8 @@ pub(crate) fn plan(api: &Api, catalog: &Catalog, unknown_zones: &[ZoneName], dif
         .filter(|d| d.key.kind() == Kind::Mesh && d.after.is_none())
         .map(|d| d.key.name().to_owned())
         .collect();
+    // Meshes come before what is in them.
+    let mut leaving = BTreeSet::new();
     let mut deletes = Vec::new();
     for Change {
         key,
@@ -51,9 +53,15 @@ pub(crate) fn plan(api: &Api, catalog: &Catalog, unknown_zones: &[ZoneName], dif
     {
         let its_mesh_returns = now.is_none() && returning.contains(key.mesh());
         if let Some(reason) = hands_off(api, &key, then.as_deref(), now.as_deref(), named || its_mesh_returns) {
-            match named {
-                true => plan.found.add(key.to_string(), reason),
-                false => plan.skipped.push(Skipped { key, reason }),
+            // What goes with its mesh needs no op of its own.
+            match (named, leaving.contains(key.mesh())) {
+                (_, true) => plan.changes.push(Change {
+                    key,
+                    before: now,
+                    after: None,
+                }),
+                (true, false) => plan.found.add(key.to_string(), reason),
+                (false, false) => plan.skipped.push(Skipped { key, reason }),
             }
             continue;
         }
@@ -64,6 +72,9 @@ pub(crate) fn plan(api: &Api, catalog: &Catalog, unknown_zones: &[ZoneName], dif
             },
             None => {
                 plan.add_all(&key, check::unused(catalog, unknown_zones, &key));
+                if key.kind() == Kind::Mesh {
+                    leaving.insert(key.name().to_owned());
+                }
                 let version = now.as_ref().map_or(0, |now| now.version);
                 let expect = Expect::Version(version);
                 deletes.push(Op::Delete { key: key.clone(), expect });

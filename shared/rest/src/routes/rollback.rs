@@ -79,6 +79,10 @@ pub(super) async fn post(call: Call, body: Body) -> Answer {
     let bytes = body::read(&call.headers, body, &call.api().limits).await?;
     let id = WriteId::of(&call, &bytes)?;
     let value = body::parse(format, bytes).await.map_err(Error::bad_request)?;
+    // Without this a list would do as well, its first element being `to`.
+    if !value.is_object() {
+        return Err(Error::bad_request("expected an object"));
+    }
     let request: Request = serde_path_to_error::deserialize(value).map_err(Error::bad_request)?;
     let received_ns = now_ns();
 
