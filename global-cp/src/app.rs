@@ -34,7 +34,7 @@ pub async fn run(config: Config) -> Result<ExitStatus> {
         addresses: vec![config.api.address, config.kds.address],
     };
     let (host, serving) = Host::open_in(host_config, config.cluster.clone(), config.diagnostics.address).await?;
-    let starting = serve(&host, &config, serving);
+    let starting = Box::pin(serve(&host, &config, serving));
     host.run_from(starting, config.shutdown_grace).await
 }
 
