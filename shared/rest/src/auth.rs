@@ -3,13 +3,19 @@
 //! Invariant: the address of the caller decides nothing. Without a token a caller is anonymous, with a bad one they get 401.
 //! Source: `reference/api.md` 4. Stricter: no localhost administrator; writes of every kind and `/config` need an administrator.
 
-use std::{collections::BTreeSet, fmt, net::SocketAddr, sync::Arc};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt,
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use http::{HeaderMap, header};
 use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 use tracing::warn;
-use ursa_pki::token::{self, Family, Known, UserClaims};
+use ursa_pki::token::{self, Family, Known, UserClaims, Validated};
 use ursa_state::{Catalog, HistoryId};
 
 use crate::keys;
@@ -19,6 +25,8 @@ pub const ADMIN: &str = "mesh-system:admin";
 const AUTHENTICATED: &str = "mesh-system:authenticated";
 const ANONYMOUS: &str = "mesh-system:anonymous";
 const UNAUTHENTICATED: &str = "mesh-system:unauthenticated";
+/// Accepted tokens that are remembered: far more than the clients of one node have.
+const REMEMBERED: usize = 1024;
 /// Case-sensitive, as Kuma's.
 const BEARER: &str = "Bearer ";
 
@@ -77,7 +85,8 @@ impl Access {
     }
 }
 
-/// Checks user tokens against the keys in the store. Parsed keys are kept as long as the secrets they came from are unchanged.
+/// Checks user tokens against the keys in the store. Parsed keys are kept as long as the secrets they came from, the revocations among
+/// them, are unchanged, and so are the tokens that were accepted: an RSA signature is half of what a small read costs.
 #[derive(Debug, Default)]
 pub(crate) struct Authenticator(Mutex<Option<Arc<Keys>>>);
 
@@ -87,6 +96,25 @@ struct Keys {
     /// Names and versions of the secrets.
     from: Vec<(String, u64)>,
     known: Known,
+    /// By SHA-256 of the token.
+    accepted: Mutex<HashMap<[u8; 32], Validated<UserClaims>>>,
+}
+
+impl Keys {
+    /// What a token says, if it is valid now. Only its end can change that while keys and revocations are the same.
+    fn validate(&self, token: &str, now: OffsetDateTime) -> Result<Validated<UserClaims>, token::Error> {
+        let digest: [u8; 32] = Sha256::digest(token).into();
+        if let Some(valid) = self.accepted.lock().get(&digest).filter(|valid| now < valid.expires_at) {
+            return Ok(valid.clone());
+        }
+        let valid = token::validate::<UserClaims>(token, &self.known.keys, &self.known.revoked, now)?;
+        let mut accepted = self.accepted.lock();
+        if accepted.len() >= REMEMBERED {
+            accepted.clear();
+        }
+        accepted.insert(digest, valid.clone());
+        Ok(valid)
+    }
 }
 
 impl Authenticator {
@@ -105,7 +133,7 @@ impl Authenticator {
             return Ok((User::anonymous(), None));
         };
         let keys = self.keys(catalog);
-        let valid = token::validate::<UserClaims>(token, &keys.known.keys, &keys.known.revoked, now)?;
+        let valid = keys.validate(token, now)?;
         let mut user = User {
             name: valid.claims.name,
             groups: valid.claims.groups,
@@ -127,7 +155,12 @@ impl Authenticator {
         for (secret, error) in &known.unreadable {
             warn!(secret, %error, "user tokens signed with this key are refused: it cannot be read");
         }
-        let keys = Arc::new(Keys { history, from, known });
+        let keys = Arc::new(Keys {
+            history,
+            from,
+            known,
+            accepted: Mutex::default(),
+        });
         *cached = Some(keys.clone());
         keys
     }

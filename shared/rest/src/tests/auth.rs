@@ -185,3 +185,28 @@ async fn the_audit_log_names_who_and_what_and_no_token() {
         assert!(!text.contains(secret.as_str()), "{text}");
     }
 }
+
+#[tokio::test]
+async fn an_accepted_token_is_remembered_no_longer_than_it_is_valid() {
+    let server = Server::global().await;
+    let token = server.user_token("jane", &[]);
+    let authenticator = crate::auth::Authenticator::default();
+    let headers = HeaderMap::from_iter([(header::AUTHORIZATION, format!("Bearer {token}").parse().unwrap())]);
+    let ask = |now| authenticator.authenticate(&server.memory.now(), &headers, now);
+    let now = OffsetDateTime::now_utc();
+    for _ in 0..2 {
+        assert_eq!(ask(now).unwrap().0.name, "jane");
+    }
+    assert!(matches!(
+        ask(now + time::Duration::days(36_500)),
+        Err(ursa_pki::token::Error::Expired(_))
+    ));
+    let jti = ask(now).unwrap().1.unwrap();
+    let list = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, jti);
+    let body = json!({"type": "GlobalSecret", "name": "user-token-revocations", "data": list});
+    server
+        .admin(Method::PUT, "/global-secrets/user-token-revocations", &body)
+        .await
+        .is(201);
+    assert!(matches!(ask(now), Err(ursa_pki::token::Error::Revoked { .. })));
+}
