@@ -104,6 +104,8 @@ fn log_bytes(cluster: &Cluster, member: &super::cluster::Member) -> u64 {
         .flatten()
         .flatten()
         .map(|file| file.path())
+        // The lock lies there too.
+        .filter(|path| path.extension().is_some_and(|end| end == "log"))
         .collect();
     files.sort();
     let newest = files.pop().and_then(|path| std::fs::read(path).ok()).unwrap_or_default();
