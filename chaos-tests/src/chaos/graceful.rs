@@ -29,7 +29,7 @@ const AROUND: usize = 30;
 ///
 /// # Errors
 /// If the cluster does not go on.
-pub async fn leader(demo: &mut Demo, background: &Background) -> anyhow::Result<()> {
+pub async fn leader(demo: &mut Demo, background: &Background, slack: u32) -> anyhow::Result<()> {
     demo.allowed.extend(leader::ALLOWED);
     demo.allowed.extend(outage::GONE);
     background.until_further(AROUND).await?;
@@ -42,14 +42,15 @@ pub async fn leader(demo: &mut Demo, background: &Background) -> anyhow::Result<
     background.until_further(AROUND).await?;
     let pause = probe.longest_pause(asked, Instant::now());
     probe.stop();
+    let limit = HANDOVER_LIMIT * slack;
     ended(demo, &ending);
     demo.report.check(
         &format!(
             "SIGTERM to the leader {}: writes pause for less than {}",
             leader.name(),
-            milliseconds(HANDOVER_LIMIT)
+            milliseconds(limit)
         ),
-        pause < HANDOVER_LIMIT,
+        pause < limit,
         format!("{}; {} leads", milliseconds(pause), successor.name()),
     );
     restart(demo, &leader.name()).await
@@ -59,7 +60,7 @@ pub async fn leader(demo: &mut Demo, background: &Background) -> anyhow::Result<
 ///
 /// # Errors
 /// If one does not come back.
-pub async fn globals(demo: &mut Demo, background: &Background) -> anyhow::Result<()> {
+pub async fn globals(demo: &mut Demo, background: &Background, slack: u32) -> anyhow::Result<()> {
     let first = cluster::leader(demo).await?;
     let followers: Vec<_> = demo.topology.globals.iter().filter(|g| g.id != first.id).cloned().collect();
     for follower in followers {
@@ -69,7 +70,7 @@ pub async fn globals(demo: &mut Demo, background: &Background) -> anyhow::Result
         ended(demo, &ending);
         restart(demo, &follower.name()).await?;
     }
-    leader(demo, background).await
+    leader(demo, background, slack).await
 }
 
 /// SIGTERM to every zone's control plane in turn.

@@ -209,8 +209,7 @@ pub async fn run(scenario: &Scenario, settings: &Settings, options: &Options) ->
             ("leader-kill", _) => leader_kill(demo, rounds).await,
             ("global-down", _) => global_down(demo, rounds).await,
             ("zone-cp-restart", _) => zone_cp_restart(demo, rounds).await,
-            ("rolling-restart", _) => rolling_restart(demo, rounds).await,
-            ("partition", Some(links)) => partition::run(demo, links, rounds).await,
+            ("rolling-restart", _) => rolling_restart(demo, rounds, settings.slack).await,
             (_, Some(links)) => staged(demo, links, name, settings).await,
             _ => anyhow::bail!("there is no scenario {name}"),
         }?;
@@ -240,6 +239,7 @@ async fn staged(demo: &mut Demo, links: &Links, name: &str, settings: &Settings)
     };
     let many = usize::try_from(rounds)?;
     let done = match name {
+        "partition" => partition::run(&mut stage, rounds).await,
         "partitions" => all_partitions::run(&mut stage, many).await,
         "flapping" => flapping::run(&mut stage, rounds).await,
         "pause" => pauses::run(&mut stage, rounds).await,
@@ -297,13 +297,13 @@ async fn zone_cp_restart(demo: &mut Demo, rounds: u32) -> anyhow::Result<()> {
     done
 }
 
-async fn rolling_restart(demo: &mut Demo, rounds: u32) -> anyhow::Result<()> {
+async fn rolling_restart(demo: &mut Demo, rounds: u32, slack: u32) -> anyhow::Result<()> {
     let cluster = demo.topology.is_cluster();
     let background = Background::start(demo, cluster.then_some("rolling"))?;
     let done = async {
         for round in 0..rounds {
             if cluster {
-                graceful::globals(demo, &background).await?;
+                graceful::globals(demo, &background, slack).await?;
             }
             graceful::zones(demo).await?;
             if round == 0 {

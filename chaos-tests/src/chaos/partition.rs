@@ -10,16 +10,19 @@ use anyhow::Context as _;
 use tokio::time::Instant;
 
 use crate::chaos::background::Background;
+use crate::chaos::cluster;
 use crate::chaos::links::Links;
-use crate::chaos::{cluster, leader, outage};
+use crate::chaos::stage::Stage;
 use crate::demo::topology::Global;
 use crate::demo::{Demo, SOON, START};
 use crate::faults::{Partition, Weather};
 use crate::harness::{POLL, Poll, wait_through};
+use crate::oracles;
+use crate::oracles::leadership::{self, Expected, Seen};
 use crate::report::milliseconds;
 
 /// A majority that was cut off from its leader accepts writes within this, on a machine that is slow and busy too. The issue bounds only
-/// what a killed leader costs ([`leader`]); this is several times what the programs' own deadlines add up to.
+/// what a killed leader costs ([`crate::chaos::leader`]); this is several times what the programs' own deadlines add up to.
 const ELECTION_LIMIT: Duration = Duration::from_secs(6);
 /// Several election timeouts: who would stand for election has done so by then.
 const DISTURBED: Duration = Duration::from_secs(3);
@@ -30,26 +33,23 @@ const DURING: usize = 60;
 ///
 /// # Errors
 /// If the cluster does not recover from one.
-pub async fn run(demo: &mut Demo, links: &Links, rounds: u32) -> anyhow::Result<()> {
-    demo.allowed.extend(leader::ALLOWED);
-    demo.allowed.extend(outage::GONE);
-    let background = Background::start(demo, Some("partition"))?;
-    let done = async {
-        for _ in 0..rounds {
-            leader_alone(demo, links, &background).await.context("the leader is cut off")?;
-            leader_deaf(demo, links, &background).await.context("the leader does not hear")?;
-            follower_alone(demo, links, &background).await.context("a follower is cut off")?;
-            follower_deaf(demo, links, &background).await.context("a follower does not hear")?;
-            slow(demo, links, &background).await.context("the links are slow")?;
-            resets(demo, links, &background).await.context("the links are cut")?;
-            zone_silent(demo, links, &background).await.context("a zone's link is half open")?;
-        }
-        Ok(())
+pub async fn run(stage: &mut Stage<'_>, rounds: u32) -> anyhow::Result<()> {
+    let slack = stage.slack;
+    let (demo, links, background) = (&mut *stage.demo, stage.links, stage.background);
+    for _ in 0..rounds {
+        leader_alone(demo, links, background).await.context("the leader is cut off")?;
+        leader_deaf(demo, links, background).await.context("the leader does not hear")?;
+        follower_alone(demo, links, background, slack)
+            .await
+            .context("a follower is cut off")?;
+        follower_deaf(demo, links, background, slack)
+            .await
+            .context("a follower does not hear")?;
+        slow(demo, links, background).await.context("the links are slow")?;
+        resets(demo, links, background).await.context("the links are cut")?;
+        zone_silent(demo, links, background).await.context("a zone's link is half open")?;
     }
-    .await;
-    links.heal();
-    background.finish(demo, "links fail").await;
-    done
+    Ok(())
 }
 
 /// Every node answers a linearizable read and accepts a write again, and all name the same leader.
@@ -124,6 +124,7 @@ async fn leaves_the_leader(
     demo: &mut Demo,
     links: &Links,
     background: &Background,
+    slack: u32,
     what: &str,
     (sent, heard): (bool, bool),
 ) -> anyhow::Result<()> {
@@ -145,20 +146,35 @@ async fn leaves_the_leader(
     background.until_further(DURING).await?;
     healed(demo, links, background, what).await?;
     let (now, after) = (cluster::leader(demo).await?, cluster::standing(demo, &leading).await?.term);
-    demo.report.check(
+    // Who stood for election all the while would have been elected, or have raised the term, many times.
+    let seen = Seen {
+        before: (leading.id, term),
+        after: (now.id, after),
+        accepted: Some(Duration::ZERO),
+    };
+    demo.report.verdict(
+        oracles::LEADERSHIP,
         &format!("{what}: the leader stays and so does its term, also when it returns"),
-        now.id == leading.id && after == term,
+        leadership::wrong(Expected::Stays, &seen, slack).is_none(),
         format!("{} in term {term}, then {} in term {after}", leading.name(), now.name()),
     );
     Ok(())
 }
 
-async fn follower_alone(demo: &mut Demo, links: &Links, background: &Background) -> anyhow::Result<()> {
-    leaves_the_leader(demo, links, background, "a follower is cut off", (true, true)).await
+async fn follower_alone(demo: &mut Demo, links: &Links, background: &Background, slack: u32) -> anyhow::Result<()> {
+    leaves_the_leader(demo, links, background, slack, "a follower is cut off", (true, true)).await
 }
 
-async fn follower_deaf(demo: &mut Demo, links: &Links, background: &Background) -> anyhow::Result<()> {
-    leaves_the_leader(demo, links, background, "a follower can send but hears nothing", (false, true)).await
+async fn follower_deaf(demo: &mut Demo, links: &Links, background: &Background, slack: u32) -> anyhow::Result<()> {
+    leaves_the_leader(
+        demo,
+        links,
+        background,
+        slack,
+        "a follower can send but hears nothing",
+        (false, true),
+    )
+    .await
 }
 
 async fn slow(demo: &mut Demo, links: &Links, background: &Background) -> anyhow::Result<()> {

@@ -193,8 +193,13 @@ async fn insights(demo: &mut Demo) {
             let insights = demo.zone(zone)?.get_json("/meshes/default/dataplane-insights").await?;
             seen.extend(insights["items"].as_array().cloned().unwrap_or_default());
         }
-        let acked = seen.iter().filter(|insight| sum_of(insight, "responsesAcknowledged") > 0).count();
-        Ok(Poll::when(acked == proxies.len(), seen, || format!("{acked} of {}", proxies.len())))
+        // A proxy that met a control plane anew, and had all that it would get, was sent nothing.
+        let acked = |insight: &&Value| sum_of(insight, "responsesAcknowledged");
+        let settled = seen.iter().filter(|i| acked(i) > 0 || sum_of(i, "responsesSent") == 0).count();
+        let somebody = seen.iter().any(|i| acked(&i) > 0);
+        Ok(Poll::when(settled == proxies.len() && somebody, seen, || {
+            format!("{settled} of {}", proxies.len())
+        }))
     })
     .await;
     let detail = match &waited {

@@ -39,7 +39,6 @@ const fn damage(name: &'static str, part: &'static str, suffix: &'static str, ha
 /// All of them.
 pub const ALL: [Damage; 10] = [
     damage("the log lacks its last bytes", "log", ".log", Harm::Cut(0)),
-    damage("the log lacks its last tenth", "log", ".log", Harm::Cut(10)),
     damage("a bit of the log's middle is flipped", "log", ".log", Harm::Flip(50)),
     damage("a bit of the log's end is flipped", "log", ".log", Harm::Flip(100)),
     damage("a bit of the log's header is flipped", "log", ".log", Harm::Flip(0)),
@@ -48,6 +47,7 @@ pub const ALL: [Damage; 10] = [
     damage("the cache is cut in half", "cache/db", "", Harm::Cut(50)),
     damage("node.json is cut in half", "", "node.json", Harm::Cut(50)),
     damage("peers.json is gone", "", "peers.json", Harm::Gone),
+    damage("the log lacks its last tenth", "log", ".log", Harm::Cut(10)),
 ];
 
 /// A damaged folder, and its copy.
@@ -72,7 +72,8 @@ impl Damage {
         let Some(file) = files.last() else { return Ok(None) };
         let copy = folder.with_extension("copy");
         copy_all(folder, &copy)?;
-        let length = fs::metadata(file)?.len();
+        // Space that is reserved ahead is nothing to damage.
+        let length = data_end(file)?.max(1);
         let at = match self.harm {
             Harm::Cut(percent) => {
                 let left = length - (length * percent / 100).max(1);
@@ -115,6 +116,12 @@ impl Damaged {
     pub fn keep(self) -> anyhow::Result<()> {
         fs::remove_dir_all(&self.copy).with_context(|| format!("cannot remove {}", self.copy.display()))
     }
+}
+
+/// The end of a file's last byte that is not zero.
+pub(super) fn data_end(file: &Path) -> anyhow::Result<u64> {
+    let bytes = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(bytes.iter().rposition(|byte| *byte != 0).map_or(0, |at| at as u64 + 1))
 }
 
 fn flip(file: &Path, at: u64) -> anyhow::Result<()> {

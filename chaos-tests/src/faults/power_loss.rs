@@ -4,10 +4,12 @@
 //! Invariant: what a sync had covered stays. A segment that was never synced is gone whole. The cache goes: it is trusted only after a
 //! clean close or within one boot of the machine, and a loss of power ends that. Other files are synced before they get their names.
 use std::fs;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use anyhow::Context as _;
 
+use super::damage::data_end;
 use super::shim::Shim;
 
 /// Takes away what would be lost. Returns how many bytes.
@@ -23,16 +25,18 @@ pub fn begin(shim: &Shim, process: &str, folder: &Path) -> anyhow::Result<u64> {
         if path.extension().is_none_or(|e| e != "log") {
             continue;
         }
-        let length = fs::metadata(&path)?.len();
+        let end = data_end(&path)?;
         match synced.get(&path.canonicalize()?) {
-            Some(kept) if *kept < length => {
-                fs::OpenOptions::new().write(true).open(&path)?.set_len(*kept)?;
-                lost += length - kept;
+            // Space that was reserved ahead stays, and is zeros.
+            Some(kept) if *kept < end => {
+                let gone = vec![0; usize::try_from(end - kept)?];
+                fs::OpenOptions::new().write(true).open(&path)?.write_all_at(&gone, *kept)?;
+                lost += end - kept;
             }
             Some(_) => {}
             None => {
                 fs::remove_file(&path)?;
-                lost += length;
+                lost += end;
             }
         }
     }

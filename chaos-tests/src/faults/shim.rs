@@ -80,7 +80,8 @@ impl Shim {
         Ok(open.write_all_at(&value.to_le_bytes(), effect as u64 * 8)?)
     }
 
-    /// How long each file was when its last sync began that succeeded. A file that is not named was never synced under its name.
+    /// Up to where each file had been written when its last sync began that succeeded. A file that is not named was never synced under
+    /// its name.
     ///
     /// # Errors
     /// If the record cannot be read.
@@ -88,8 +89,8 @@ impl Shim {
         let file = self.synced_file(process);
         let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
         let known = |line: &str| {
-            let (length, path) = line.split_once(' ')?;
-            Some((PathBuf::from(path), length.parse().ok()?))
+            let (end, path) = line.split_once(' ')?;
+            Some((PathBuf::from(path), end.parse().ok()?))
         };
         Ok(text.lines().filter_map(known).collect())
     }
@@ -109,10 +110,10 @@ mod tests {
 
     use super::*;
 
-    /// A shell in which the library works.
+    /// A program in which the library works.
     fn run(shim: &Shim, script: &str) -> (bool, String) {
-        let done = Command::new("/bin/sh")
-            .args(["-c", script])
+        let done = Command::new("python3")
+            .args(["-c", &format!("import os, time\n{script}")])
             .envs(shim.environment("p").unwrap())
             .output()
             .unwrap();
@@ -123,26 +124,35 @@ mod tests {
     #[test]
     fn every_effect_is_seen_and_ends() {
         let dir = tempfile::tempdir().unwrap();
-        let shim = Shim::build(dir.path()).unwrap();
-        let file = dir.path().join("file");
-        let write = format!("exec 7>{}; cp /etc/hostname /dev/fd/7 && sync {}", file.display(), file.display());
-        let year = || run(&shim, "date +%Y").1.trim().parse::<i64>().unwrap();
+        let (shim, file) = (Shim::build(dir.path()).unwrap(), dir.path().join("file"));
+        let open = format!(
+            "f = os.open({:?}, os.O_WRONLY | os.O_CREAT | os.O_APPEND)",
+            file.display().to_string()
+        );
+        let unsynced = format!("{open}; os.write(f, b'12345')");
+        let synced = format!("{unsynced}; os.fsync(f)");
+        let year = || {
+            let (done, text) = run(&shim, "print(time.gmtime(time.time()).tm_year)");
+            assert!(done, "{text}");
+            text.trim().parse::<i64>().unwrap()
+        };
         let now = year();
-        assert!(run(&shim, &write).0);
+        let (done, said) = run(&shim, &synced);
+        assert!(done, "{said}");
 
         shim.set("p", Effect::WriteError, Errno::ENOSPC as i64).unwrap();
-        let (done, said) = run(&shim, &write);
+        let (done, said) = run(&shim, &synced);
         assert!(!done && said.contains("No space left"), "{said}");
         shim.set("p", Effect::WriteError, 0).unwrap();
 
         shim.set("p", Effect::SyncError, Errno::EIO as i64).unwrap();
-        let (done, said) = run(&shim, &write);
-        assert!(!done && said.contains("error"), "{said}");
+        let (done, said) = run(&shim, &synced);
+        assert!(!done && said.contains("Input/output error"), "{said}");
         shim.set("p", Effect::SyncError, 0).unwrap();
 
         shim.set("p", Effect::SyncDelay, 300_000).unwrap();
         let start = tokio::time::Instant::now();
-        assert!(run(&shim, &write).0);
+        assert!(run(&shim, &synced).0);
         assert!(start.elapsed().as_millis() >= 300);
         shim.set("p", Effect::SyncDelay, 0).unwrap();
 
@@ -151,14 +161,26 @@ mod tests {
         shim.set("p", Effect::ClockOffset, -800 * 86_400_000).unwrap();
         assert!(year() <= now - 2);
         shim.set("p", Effect::ClockOffset, 0).unwrap();
-        assert!((now..=now + 1).contains(&year()) && run(&shim, &write).0);
+        assert!((now..=now + 1).contains(&year()));
         assert!(shim.set("other", Effect::WriteError, 1).is_err());
+    }
 
-        // What was written after the last sync is not on the disk.
-        let length = fs::metadata(&file).unwrap().len();
-        assert!(run(&shim, &format!("echo more >> {}", file.display())).0);
-        let path = file.canonicalize().unwrap();
-        assert_eq!(shim.synced("p").unwrap().get(&path), Some(&length));
-        assert!(fs::metadata(&file).unwrap().len() > length);
+    #[test]
+    fn what_was_written_after_the_last_sync_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let (shim, file) = (Shim::build(dir.path()).unwrap(), dir.path().canonicalize().unwrap().join("file"));
+        let script = format!(
+            "f = os.open({:?}, os.O_WRONLY | os.O_CREAT); os.posix_fallocate(f, 0, 4096)\n\
+             os.pwrite(f, b'12345', 0); os.fdatasync(f); os.pwrite(f, b'678', 5)",
+            file.display().to_string()
+        );
+        let (done, said) = run(&shim, &script);
+        assert!(done, "{said}");
+        assert_eq!(
+            shim.synced("p").unwrap().get(&file),
+            Some(&5),
+            "neither what came later nor what is reserved"
+        );
+        assert_eq!(fs::read(&file).unwrap()[..9], *b"12345678\0");
     }
 }

@@ -61,7 +61,7 @@ async fn ends(demo: &mut Demo) -> anyhow::Result<()> {
     let background = Background::start(demo, cluster.then_some("ends"))?;
     let done = async {
         if cluster {
-            graceful::leader(demo, &background).await?;
+            graceful::leader(demo, &background, 1).await?;
         }
         graceful::ingress(demo, "west", false).await?;
         graceful::sidecars(demo).await

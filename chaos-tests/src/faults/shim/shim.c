@@ -2,7 +2,8 @@
  *
  * In:  CHAOS_SHIM names a file of 64-bit numbers; see `enum`. All zero: nothing happens.
  * Out: writes to regular files fail with an error, syncs fail or take longer, the time of day is another one.
- *      CHAOS_SYNCED names a file that gets a line "length path" for every file that was synced, with its length when the sync began.
+ *      CHAOS_SYNCED names a file that gets a line "end path" for every file that was synced, with the end of what had been written
+ *      to it when the sync began (its length, if nothing had been; space that is reserved ahead does not count).
  * Note: standard output and error are left alone, for they are the log that a test reads. Files of other kinds too. */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -34,6 +35,19 @@ __attribute__((constructor)) static void begin(void) {
     if (mapped != MAP_FAILED) control = mapped;
 }
 
+/* Up to where each open file was written. */
+enum { FILES = 65536 };
+static volatile off_t ends[FILES];
+
+static void wrote(int fd, off_t end) {
+    if (fd >= 0 && fd < FILES && ends[fd] < end) ends[fd] = end;
+}
+
+int close(int fd) {
+    if (fd >= 0 && fd < FILES) ends[fd] = 0;
+    return (int)syscall(SYS_close, fd);
+}
+
 static int64_t number(int which) { return control == NULL ? 0 : control[which]; }
 
 static int regular(int fd) {
@@ -48,10 +62,18 @@ static int refused(int fd) {
     return 1;
 }
 
-ssize_t write(int fd, const void *bytes, size_t count) { return refused(fd) ? -1 : syscall(SYS_write, fd, bytes, count); }
+ssize_t write(int fd, const void *bytes, size_t count) {
+    if (refused(fd)) return -1;
+    ssize_t done = syscall(SYS_write, fd, bytes, count);
+    if (done > 0 && synced >= 0 && regular(fd)) wrote(fd, lseek(fd, 0, SEEK_CUR));
+    return done;
+}
 
 ssize_t pwrite64(int fd, const void *bytes, size_t count, off64_t at) {
-    return refused(fd) ? -1 : syscall(SYS_pwrite64, fd, bytes, count, at);
+    if (refused(fd)) return -1;
+    ssize_t done = syscall(SYS_pwrite64, fd, bytes, count, at);
+    if (done > 0) wrote(fd, at + done);
+    return done;
 }
 
 ssize_t pwrite(int fd, const void *bytes, size_t count, off_t at) { return pwrite64(fd, bytes, count, at); }
@@ -64,10 +86,10 @@ int fallocate64(int fd, int mode, off64_t at, off64_t length) {
     return refused(fd) ? -1 : (int)syscall(SYS_fallocate, fd, mode, at, length);
 }
 
-static void record(int fd, off_t length) {
+static void record(int fd, off_t end) {
     char link[32], line[4200];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-    int start = snprintf(line, sizeof line, "%lld ", (long long)length);
+    int start = snprintf(line, sizeof line, "%lld ", (long long)end);
     ssize_t path = readlink(link, line + start, sizeof line - start - 1);
     if (path <= 0) return;
     line[start + path] = '\n';
@@ -77,6 +99,7 @@ static void record(int fd, off_t length) {
 
 static int sync_with(long call, int fd) {
     struct stat before;
+    off_t end = fd >= 0 && fd < FILES ? ends[fd] : 0;
     int known = synced >= 0 && fstat(fd, &before) == 0 && S_ISREG(before.st_mode);
     if (regular(fd)) {
         int64_t delay = number(SYNC_DELAY_US), error = number(SYNC_ERROR);
@@ -90,7 +113,7 @@ static int sync_with(long call, int fd) {
         }
     }
     int done = (int)syscall(call, fd);
-    if (done == 0 && known) record(fd, before.st_size);
+    if (done == 0 && known) record(fd, end > 0 ? end : before.st_size);
     return done;
 }
 
