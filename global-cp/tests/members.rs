@@ -131,7 +131,7 @@ async fn a_dead_node_is_replaced_and_stays_out() {
     cluster.start(2);
     cluster.ready(2).await;
     assert_eq!(done(&cluster, 2, &["transfer", "--to", "4"]), "Node 4 leads.");
-    assert_eq!(cluster.status(2).await["leader"], json!(4));
+    wait("all know who leads", async || cluster.status(2).await["leader"] == json!(4)).await;
     done(&cluster, 2, &["remove", "1"]);
     assert_eq!(cluster.ended(1).await, 1);
     for n in [2, 4] {

@@ -59,10 +59,10 @@ impl From<Failed> for Not {
 impl Store {
     /// Does what an operator asks for, if this node leads.
     pub(crate) async fn carry_out(&self, wanted: &MemberChange, deadline: Deadline) -> MemberAnswer {
-        let doing = async {
+        let doing = Box::pin(async {
             let _turn = self.inner.changing.lock().await;
             self.change(wanted, deadline).await
-        };
+        });
         match self.if_leading(doing, deadline).await {
             Ok(done) => {
                 tracing::info!(?wanted, ?done, "the members have changed");
@@ -74,10 +74,10 @@ impl Store {
 
     /// Lets a node in that comes with a token, as a learner, if this node leads.
     pub(crate) async fn let_in(&self, node: u64, folder: Uuid, token: &str, deadline: Deadline) -> MemberAnswer {
-        let doing = async {
+        let doing = Box::pin(async {
             let _turn = self.inner.changing.lock().await;
             self.add_learner(node, folder, token, deadline).await
-        };
+        });
         match self.if_leading(doing, deadline).await {
             Ok(()) => MemberAnswer::Joined,
             Err(not) => self.answer_of(not),

@@ -36,7 +36,13 @@ fn copy(from: &Path, to: &Path) {
         if entry.file_type().unwrap().is_dir() {
             copy(&entry.path(), &to);
         } else {
-            std::fs::copy(entry.path(), to).unwrap();
+            match std::fs::copy(entry.path(), to) {
+                // Written aside, and renamed since it was listed: by a node that runs, or one that was killed a moment ago.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                copied => {
+                    copied.unwrap();
+                }
+            }
         }
     }
 }
