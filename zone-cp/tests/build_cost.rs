@@ -1,5 +1,6 @@
 //! What a change of one endpoint costs with 1,000 proxies: all of them built, as without notes of what was read, against those that
-//! read the endpoint. Run with `--ignored --nocapture`; both ways are measured in one run.
+//! read the endpoint. And what the next world alone costs, as zones grow. Run with `--ignored --nocapture`; what is compared is measured
+//! in one run.
 
 #![allow(clippy::unwrap_used)]
 
@@ -97,4 +98,55 @@ fn an_endpoint_s_change_is_built_for_those_that_read_it() {
     }
     println!("{} of {PROXIES} proxies built per change", built / CHANGES);
     assert!(built < CHANGES * PROXIES / 4, "{built} built");
+}
+
+/// Every change walks through all resources of its mesh, and parses only those that changed.
+#[test]
+#[ignore = "a measurement"]
+fn the_next_world_of_a_larger_zone() {
+    for proxies in [1_000, 10_000] {
+        let mut zone = Zone::new("east");
+        zone.put_default_policies();
+        let services = proxies / 10;
+        let ports = json!([{"name": "http", "port": 80, "targetPort": "http", "appProtocol": "http"}]);
+        for i in 0..services {
+            zone.put_service(&format!("s{i}"), "east", ports.clone(), &[spiffe_id("east", "x")], false);
+        }
+        let put = |zone: &mut Zone, i: usize, round: u32| {
+            zone.put_dataplane(&format!("p{i}"), &format!("s{}", i % services), networking(i, round));
+        };
+        for i in 0..proxies {
+            put(&mut zone, i, 0);
+        }
+        let mut times: BTreeMap<&str, Histogram<u64>> = BTreeMap::new();
+        let mut world = zone.world();
+        let mut measure = |what, zone: &mut Zone| {
+            let start = Instant::now();
+            let next = zone.next_world(&world);
+            let micros = u64::try_from(start.elapsed().as_micros()).unwrap();
+            times
+                .entry(what)
+                .or_insert_with(|| Histogram::new(3).unwrap())
+                .record(micros)
+                .unwrap();
+            assert!(!next.same(&world));
+            world = next;
+        };
+        for change in 1..=CHANGES {
+            put(&mut zone, change * 37 % proxies, u32::try_from(change).unwrap());
+            measure("an endpoint", &mut zone);
+            zone.put_service(
+                &format!("s{}", change % services),
+                "east",
+                ports.clone(),
+                &[spiffe_id("east", &format!("y{change}"))],
+                false,
+            );
+            measure("a service", &mut zone);
+        }
+        for (what, times) in &times {
+            let [p50, p99] = [0.5, 0.99].map(|q| times.value_at_quantile(q));
+            println!("{proxies} proxies and {services} services, {what} changes: the next world takes p50 {p50} us, p99 {p99} us");
+        }
+    }
 }

@@ -14,11 +14,11 @@ mod hostile;
 #[path = "build_support/mod.rs"]
 mod support;
 
-use std::{collections::BTreeMap, net::TcpListener};
+use std::collections::BTreeMap;
 
 use ads::Ads;
 use arb::arb_zone;
-use envoy::{Envoy, binary, free_addresses};
+use envoy::{Envoy, binary, free_addresses, free_port};
 use hostile::{Policy, arb_policy, arb_regex};
 use proptest::{
     strategy::{Strategy, ValueTree},
@@ -52,7 +52,11 @@ struct Proxy {
 
 impl Proxy {
     async fn start(binary: &std::path::Path, host: &str) -> Self {
-        let free = || TcpListener::bind((host, 0)).unwrap().local_addr().unwrap().port();
+        let mut taken = Vec::new();
+        let mut free = || {
+            taken.push(free_port(host, &taken));
+            taken.last().copied()
+        };
         let mut zone = Zone::new("east");
         zone.put_identity();
         zone.put_trust("east");

@@ -88,6 +88,12 @@ async fn renewals(seconds: u64, expiry: &str, connections: &str) {
     all_right(&outcome);
     assert!(issued(&life) >= first + 2, "every proxy's certificate was renewed twice at least");
     let made = frontend.stat("ssl.handshake").await - before;
+    println!(
+        "{} answers, {} failed, {made} handshakes, {} renewals of each certificate at least, in {seconds} s",
+        outcome.right(),
+        outcome.failed.len(),
+        issued(&life) - first
+    );
     assert!(made >= 5, "{made} handshakes are too few to tell");
     for sidecar in backends.iter().chain([&frontend]) {
         for bad in ["ssl.connection_error", "ssl.fail_verify_.*", "ssl.fail_no_sni_match"] {
@@ -158,6 +164,33 @@ async fn a_restart_of_the_control_plane_is_not_noticed() {
     let now = ["backend-1", "backend-2", "frontend-1"].map(|n| stored(&life.store, Kind::Dataplane, n).unwrap());
     assert_eq!(was, now);
     drop(backends);
+}
+
+/// The port of its inbound belongs to another process when it starts, which leaves it later. Nothing else changes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listener_whose_port_was_taken_listens_once_it_is_free() {
+    let Some(binary) = envoy_binary() else { return };
+    let life = Life::start(binary, "24h").await;
+    let inbound: SocketAddr = (life.ip(20).parse::<std::net::IpAddr>().unwrap(), life_support::INBOUND).into();
+    let other = tokio::net::TcpListener::bind(inbound).await.unwrap();
+    let sidecar = life.workload("backend-1", "backend", 20, None).await;
+    // Refused once, and once more when it was tried again.
+    until("its listener is refused", async || {
+        sidecar.stat("listener_manager.lds.update_rejected").await >= 2
+    })
+    .await;
+    let before = life.store.view().revision();
+    drop(other);
+    until("it listens", async || tokio::net::TcpStream::connect(inbound).await.is_ok()).await;
+    assert_eq!(life.store.view().revision(), before, "no change has helped");
+    let timeouts = json!({"to": [{"targetRef": {"kind": "Mesh"}, "default": {"http": {"maxConnectionDuration": "1h"}}}]});
+    let revision = life.store.put(vec![put(Kind::MeshTimeout, MESH, "any", &[], timeouts)]).revision;
+    let applied = life.connections().applied(revision, life_support::PATIENCE).await;
+    assert_eq!(
+        (applied.done, applied.refused.len(), applied.behind.len()),
+        (1, 0, 0),
+        "{applied:?}"
+    );
 }
 
 /// What a stock kuma-dp does on SIGTERM: it makes its Envoy fail its health check, waits, and ends it.

@@ -124,7 +124,7 @@ impl Envoy {
     pub async fn complaints(mut self) -> Vec<String> {
         let stream = UnixStream::connect(self.path().join("a.sock")).await.unwrap();
         Connection::new(stream).request("POST", "/quitquitquit", &[]).await.unwrap();
-        let deadline = Instant::now() + Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(30);
         while self.child.try_wait().unwrap().is_none() {
             assert!(Instant::now() < deadline, "{} does not end", self.name);
             #[allow(clippy::disallowed_methods)] // a test that polls a real process
@@ -181,7 +181,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         let extra: String = headers.iter().map(|(n, v)| format!("{n}: {v}\r\n")).collect();
         let request = format!("{method} {path} HTTP/1.1\r\nhost: test\r\n{extra}\r\n");
         self.stream.write_all(request.as_bytes()).await.map_err(|e| e.to_string())?;
-        timeout(Duration::from_secs(5), self.answer())
+        timeout(Duration::from_secs(20), self.answer())
             .await
             .map_err(|_| "no answer within 5 s".to_owned())?
     }

@@ -8,6 +8,9 @@ use hyper::{Request, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::timeout};
 
+/// Longest wait for an answer: a stop and start of a slow machine is no failure of ours.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// The Envoy binary, from `ENVOY_BIN`. Says so when it is missing, and fails under CI.
 pub fn envoy_binary() -> Option<PathBuf> {
     let path = std::env::var_os("ENVOY_BIN").map(PathBuf::from).filter(|p| p.is_file());
@@ -60,8 +63,8 @@ impl Connection {
                 closes,
             })
         };
-        timeout(Duration::from_secs(5), exchange)
+        timeout(PATIENCE, exchange)
             .await
-            .map_err(|_| "no answer within 5 s".to_owned())?
+            .map_err(|_| format!("no answer within {PATIENCE:?}"))?
     }
 }
