@@ -358,7 +358,11 @@ impl Life {
             tasks,
             dir: Some(work_dir),
         };
-        until(&format!("{} is ready", sidecar.name), async || readiness.is_ready()).await;
+        // Nothing is not ready before it has begun: then its Envoy does not answer either.
+        until(&format!("{} is ready", sidecar.name), async || {
+            readiness.is_ready() && sidecar.admin.ready().await.is_ok_and(|state| state.live)
+        })
+        .await;
         sidecar
     }
 }
