@@ -112,7 +112,7 @@ pub struct DrainConfig {
     /// Longest time between the request to stop and Envoy's end; what is still open then is cut. Default 30 s.
     #[serde(with = "humantime_serde")]
     pub time: Duration,
-    /// Part of that time: longest wait until the control plane says that nothing new is sent here. Default 8 s.
+    /// Part of that time, at most half of it: longest wait until the control plane says that nothing new is sent here. Default 8 s.
     #[serde(with = "humantime_serde")]
     pub withdraw: Duration,
     /// The drain ends earlier when nobody has been connected for this long. Default 2 s.

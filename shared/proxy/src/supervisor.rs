@@ -262,7 +262,8 @@ impl Supervisor {
 
     /// Lets the control plane send nobody here any more, before Envoy begins to turn clients away: they have left by then.
     async fn withdraw(&self, limit: Duration) {
-        let limit = self.config.drain.withdraw.min(limit);
+        // The other half is for those who are connected.
+        let limit = self.config.drain.withdraw.min(limit / 2);
         let began = Instant::now();
         match self.client.withdraw(&self.drain_request(), limit).await {
             outcome @ (Withdrawn::Applied { .. } | Withdrawn::Unknown) => info!(after = ?began.elapsed(), %outcome, "withdrawn"),

@@ -55,9 +55,11 @@ impl Reply {
 struct Script {
     replies: VecDeque<Reply>,
     requests: Vec<(HeaderMap, Value)>,
+    /// `POST /drain` gets no answer.
+    is_silent: bool,
 }
 
-/// A control plane that knows only `POST /bootstrap`. Ends with the [`Tasks`] it was started in.
+/// A control plane that knows `POST /bootstrap`. Ends with the [`Tasks`] it was started in.
 #[derive(Clone)]
 pub struct FakeControlPlane {
     /// `https://127.0.0.1:<port>`.
@@ -81,9 +83,12 @@ impl FakeControlPlane {
         let address = listener.local_addr().expect("an address");
         let script = Arc::new(Mutex::new(Script {
             replies: replies.into_iter().collect(),
-            requests: Vec::new(),
+            ..Script::default()
         }));
-        let app = Router::new().route("/bootstrap", post(bootstrap)).with_state(script.clone());
+        let app = Router::new()
+            .route("/bootstrap", post(bootstrap))
+            .route("/drain", post(drain))
+            .with_state(script.clone());
         let (config, owner) = (server.server_config(&["http/1.1"]), tasks.clone());
         tasks.spawn("fake-control-plane", OnExit::Ignore, |cancel| {
             serve::https(listener, config, app, serve::Limits::default(), owner, cancel)
@@ -101,6 +106,19 @@ impl FakeControlPlane {
     pub fn requests(&self) -> Vec<(HeaderMap, Value)> {
         self.script.lock().requests.clone()
     }
+
+    /// From now on `POST /drain` is taken and not answered. Otherwise it is not known, as at a stock control plane.
+    pub fn leave_drains_unanswered(&self) {
+        self.script.lock().is_silent = true;
+    }
+}
+
+async fn drain(State(script): State<Arc<Mutex<Script>>>) -> StatusCode {
+    let is_silent = script.lock().is_silent;
+    if is_silent {
+        std::future::pending::<()>().await;
+    }
+    StatusCode::NOT_FOUND
 }
 
 async fn bootstrap(State(script): State<Arc<Mutex<Script>>>, headers: HeaderMap, body: String) -> (StatusCode, String) {

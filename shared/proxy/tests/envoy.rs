@@ -23,6 +23,7 @@ const TOKEN: &str = "ey.top.secret";
 
 struct Proxy {
     tasks: Tasks,
+    cp: FakeControlPlane,
     dir: TempDir,
     phases: watch::Receiver<Phase>,
     readiness: Readiness,
@@ -76,6 +77,7 @@ impl Proxy {
         (
             Self {
                 tasks,
+                cp,
                 dir,
                 phases,
                 readiness,
@@ -187,6 +189,38 @@ async fn the_drain_time_bounds_the_drain() {
     assert_eq!(proxy.metrics.drain_connections_cut.get(), 1);
     let cut = endless.await.unwrap();
     assert!(!cut.as_ref().is_ok_and(|answer| answer.contains("200")), "{cut:?}");
+}
+
+/// Whoever is connected has half of the drain time, however long the control plane is silent.
+#[tokio::test]
+async fn a_control_plane_that_does_not_answer_leaves_time_for_those_who_are_connected() {
+    let Some(envoy) = envoy_or_skip("a_control_plane_that_does_not_answer_leaves_time_for_those_who_are_connected") else {
+        return;
+    };
+    let workload = Tasks::new();
+    let (app, listen) = (App::start(&workload).await, free_address().await);
+    let upstream = app.address;
+    let limit = Duration::from_secs(16);
+    let (proxy, mut supervisor) = Proxy::new(envoy, |dir| static_bootstrap(&dir.join("a.sock"), listen, upstream), limit).await;
+    supervisor.config.drain.withdraw = limit * 2;
+    proxy.cp.leave_drains_unanswered();
+    let cancel = CancellationToken::new();
+    let running = tokio::spawn(supervisor.run(cancel.clone()));
+    proxy.wait_ready().await;
+    let admin = proxy.admin();
+    let slow = tokio::spawn(get(listen, "/slow"));
+    app.slow_request_arrived().await;
+    cancel.cancel();
+    until("Envoy drains", async || {
+        admin.ready().await.is_ok_and(|state| state.text == "DRAINING")
+    })
+    .await;
+    app.release();
+    let answer = slow.await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap().unwrap();
+    assert_eq!(proxy.metrics.drain_connections_cut.get(), 0);
+    proxy.tasks.shutdown(Duration::from_secs(5)).await;
 }
 
 #[tokio::test]
