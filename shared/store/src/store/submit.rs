@@ -466,3 +466,23 @@ fn again(error: CallError) -> Again {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Refusal;
+
+    /// "Nothing was changed" is said only on the word of the other side.
+    #[test]
+    fn an_answer_that_does_not_count_is_a_doubt() {
+        let refusal = Refusal::NotReady { node: 2 };
+        assert!(matches!(again(CallError::Refused(refusal.clone())), Again::NotNow(_)));
+        let doubtful = [
+            CallError::Unheard(refusal),
+            CallError::Unreachable(String::new()),
+            CallError::Broken(String::new()),
+            CallError::Timeout(PATIENCE),
+        ];
+        assert!(doubtful.into_iter().all(|error| matches!(again(error), Again::Doubt(_))));
+    }
+}

@@ -7,6 +7,8 @@ use tokio::time::Instant;
 use ursa_runtime::lease::Deadline;
 
 use super::{Cut, Group, lose, patient, timings, wait, write};
+use crate::net::admission;
+use crate::net::peers::CallError;
 use crate::tests::hooked::{Doing, Hooked};
 use crate::tests::value;
 use crate::{Error, Timings};
@@ -182,6 +184,9 @@ async fn an_answer_that_does_not_count_leaves_the_outcome_unknown() {
     for id in (1..=3).filter(|id| *id != asking) {
         group.cut(asking, id, Some(Cut::Nameless));
     }
+    let peers = group.store(asking).peers().unwrap().clone();
+    let greeted = admission::greet(&peers, leader).await;
+    assert!(matches!(greeted, Err(CallError::Unheard(_))), "{greeted:?}");
     let error = write(group.store(asking), "a", 1).await.unwrap_err();
     assert!(matches!(&error, Error::Unknown(_)), "{error}");
     assert_eq!(value(&group.store(leader).view(), "a"), Some(1));
