@@ -283,7 +283,7 @@ proptest! {
         let (model, state) = play(&script, &mut |_, _| ());
         let past = state.view().past();
         let known = model.states.iter().filter(|(r, ..)| *r > past.oldest());
-        let expected = known.filter(|(_, at, ..)| at.0 <= time).map(|(r, ..)| *r).last();
+        let expected = known.filter(|(_, at, ..)| at.0 <= time).map(|(r, ..)| *r).next_back();
         prop_assert_eq!(past.revision_at(Timestamp(time)).unwrap(), expected);
     }
 }

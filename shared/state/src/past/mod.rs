@@ -5,7 +5,7 @@
 mod walk;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     ops::ControlFlow::{Break, Continue},
     sync::Arc,
     time::Duration,
@@ -317,9 +317,8 @@ impl<'a> Past<'a> {
         let mut first = BTreeMap::new();
         self.walk(after, upto, wanted, &mut |met| {
             for change in met.changes {
-                if !first.contains_key(&change.key) {
-                    let before = change.before()?;
-                    first.insert(change.key, before);
+                if let Entry::Vacant(place) = first.entry(change.key.clone()) {
+                    place.insert(change.before()?);
                 }
             }
             Ok(Continue(()))
