@@ -137,6 +137,8 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
+type Barriers = BTreeMap<(u64, u64), Arc<share::Share<Barrier>>>;
+
 pub(crate) struct Inner {
     pub(crate) config: StoreConfig,
     pub(crate) disk: Arc<dyn Disk>,
@@ -162,7 +164,7 @@ pub(crate) struct Inner {
     /// One change of the members at a time.
     pub(crate) changing: tokio::sync::Mutex<()>,
     /// Read barriers, by leader and the member that is asked.
-    barriers: Mutex<BTreeMap<(u64, u64), Arc<share::Share<Barrier>>>>,
+    barriers: Mutex<Barriers>,
 }
 
 impl From<Arc<Inner>> for Store {
