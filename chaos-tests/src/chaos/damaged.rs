@@ -82,14 +82,19 @@ async fn one(stage: &mut Stage<'_>, name: &str, ip: std::net::Ipv4Addr, damaged:
     })
     .await;
     let told = logs::since(&stage.demo.fleet.log(name), length);
-    // It names the file, and not only that something is wrong.
-    let named = told
-        .lines()
-        .find(|line| line.starts_with("Error:") && ["/log/", ".json", "/cache"].iter().any(|part| line.contains(part)));
+    // Its last words name the file, and not only that something is wrong.
+    let folder = stage.demo.places.data.join(name).display().to_string();
+    let names_a_file = |line: &&str| {
+        let rest = line.split_once(&folder).map_or("", |(_, rest)| rest);
+        ["/log/", "/cache", "/node.json", "/peers.json"]
+            .iter()
+            .any(|part| rest.starts_with(part))
+    };
+    let named = told.lines().skip_while(|line| !line.starts_with("Error:")).find(names_a_file);
     let outcome = match started {
         Ok((None, _)) => Outcome::Repaired,
         Ok((Some(how), _)) => match named {
-            Some(line) if how == "exit code 1" => Outcome::Refused(line.to_owned()),
+            Some(line) if how == "exit code 1" => Outcome::Refused(line.trim().to_owned()),
             Some(_) | None => Outcome::Neither(format!("{how}: {}", logs::tail(&stage.demo.fleet.log(name), 8))),
         },
         Err(error) => Outcome::Neither(format!("{error:#}")),

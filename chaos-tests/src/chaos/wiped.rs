@@ -17,7 +17,7 @@ const REFUSED: [Allowed; 1] = [Allowed {
     reason: "the scenario took the folder away",
 }];
 /// The way out, in the words of the node that is refused.
-const WAY_OUT: &str = "restore the folder it had, or remove node";
+const WAY_OUT: &str = "or remove node";
 
 /// # Errors
 /// If the cluster does not recover.
