@@ -88,9 +88,10 @@ pub async fn run(config: Config) -> Result<ExitStatus> {
     };
     host.tasks.spawn("reconcile", OnExit::Shutdown, |cancel| reconciler.run(cancel));
 
-    let global = match config.is_federated() {
-        true => Some(client(&host, &zone, &config)?),
-        false => None,
+    let global = if config.is_federated() {
+        Some(client(&host, &zone, &config)?)
+    } else {
+        None
     };
     let elsewhere = global.as_ref().map(|client| Arc::new(client.elsewhere()) as Arc<dyn OtherZones>);
     let proxies = Proxies {
