@@ -201,7 +201,8 @@ impl Host {
     /// Forgets history that is no longer wanted, from now on.
     pub fn keep_history(&self, history: &History) {
         let (store, keep) = (self.plane.store.clone(), history.retention());
-        self.tasks.spawn("history", OnExit::Shutdown, move |cancel| retention::run(store, keep, cancel));
+        self.tasks
+            .spawn("history", OnExit::Shutdown, move |cancel| retention::run(store, keep, cancel));
     }
 
     /// Runs `hook` when the end begins, before anything is cancelled. It must not block.
