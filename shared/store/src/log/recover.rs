@@ -14,6 +14,7 @@ use super::record::{self, Content, Invalid};
 use super::segment::{self, Head, Header};
 use super::writer::{self, Current, Writer};
 use super::{Error, Item, Options};
+use crate::defects::{self, Defect};
 use crate::disk::{self, Disk, DiskFile};
 
 /// Longest file that is read. The writer closes a file at [`Options::segment_bytes`], so only one batch can exceed that.
@@ -129,7 +130,9 @@ fn make_durable(disk: &dyn Disk, dir: &Path, good: &Good) -> io::Result<()> {
     }
     let proven = usize::try_from(good.proven.min(good.end)).map_err(io::Error::other)?;
     let end = usize::try_from(good.end).map_err(io::Error::other)?;
-    if let Some(doubtful) = good.bytes.get(proven..end).filter(|bytes| !bytes.is_empty()) {
+    if let Some(doubtful) = good.bytes.get(proven..end).filter(|bytes| !bytes.is_empty())
+        && !defects::on(Defect::DoubtfulTailKept)
+    {
         good.file.write_at(good.proven.min(good.end), doubtful)?;
     }
     good.file.sync_data()?;
