@@ -56,6 +56,7 @@ impl Method {
             Self::Propose => "Propose",
             Self::Barrier => "Barrier",
             Self::Hello => "Hello",
+            Self::Members => "Members",
         }
     }
 }
