@@ -27,7 +27,7 @@ pub struct Operation {
 }
 
 /// Steps after which a history counts as undecided. Far more than any history here has needed.
-const MAX_STEPS: u64 = 5_000_000;
+const MAX_STEPS: u64 = 1_000_000;
 
 /// What came of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,7 +26,7 @@ struct Scan<'a, E> {
     memory: Memory<E>,
     head: Head,
     newest_in: BTreeMap<u64, Option<u64>>,
-    /// Number and length of the file before.
+    /// Number of the file before, and where its records end.
     previous: Option<(u64, u64)>,
 }
 
@@ -169,7 +169,7 @@ impl<E: Item> Scan<'_, E> {
             let (end, proven) = self.records(&bytes, seq, seq == newest, &path)?;
             self.memory.files.insert(seq, file.clone());
             let len = bytes.len() as u64;
-            self.previous = Some((seq, len));
+            self.previous = Some((seq, end));
             last = Some((
                 seq,
                 Good {
@@ -225,6 +225,9 @@ impl<E: Item> Scan<'_, E> {
                     });
                 }
                 Err(Invalid::Malformed(reason)) => return Err(damaged(path, at, reason.to_owned())),
+                // Space taken ahead. A sync that failed can have forgotten that it was given back; the head of the next file says
+                // where this one ends.
+                Err(Invalid::NotARecord(_)) if !newest && bytes.iter().skip(at).all(|byte| *byte == 0) => break,
                 Err(Invalid::NotARecord(reason)) if !newest => {
                     return Err(damaged(
                         path,
