@@ -12,7 +12,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 ENVOY_DIR := .env-tools/envoy
 envoy_bin = $(or $(ENVOY_BIN),$$(readlink -f $(ENVOY_DIR)/bin-envoy))
 
-.PHONY: help prerequisites build envoy demo test chaos chaos-list chaos-kills bench-store renewals lint fix clean
+.PHONY: help prerequisites build envoy demo test chaos chaos-list chaos-kills bench-store simulate simulate-defects renewals lint fix clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -55,6 +55,14 @@ bench-store: build ## measure the store beside the bare disk and etcd (if instal
 	  $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(KILLS),--kills $(KILLS)) $(if $(RESOURCES),--resources $(RESOURCES)) $(if $(PARTS),--parts $(PARTS)) || status=$$?; \
 	TMPDIR="$(abspath $(TARGET)/bench)" $(CARGO) test --locked -p ursa-store --lib -- --ignored --nocapture --test-threads=1 tests::bench::writes_of_a_group \
 	  | tee $(TARGET)/bench/store-internal.txt; exit $$status
+
+simulate: prerequisites ## the real store on simulated time, network and disks: SEEDS=n (200), FROM=n, or SEED=n alone with its trace
+	@$(CARGO) build --locked -p ursa-simulation
+	@$(TARGET)/debug/simulate $(if $(SEED),one --seed $(SEED),seeds --seeds $(or $(SEEDS),200) --from $(or $(FROM),1))
+
+simulate-defects: prerequisites ## seeded defects in the store, until the simulation notices each: which oracle, at which seed; DEFECT=name for one
+	@$(CARGO) build --locked -p ursa-simulation --features defects
+	@$(TARGET)/debug/simulate defects $(DEFECT)
 
 renewals: envoy build ## certificates of 30 s under traffic for five minutes: no failed handshake
 	ENVOY_BIN="$(envoy_bin)" $(CARGO) test --locked -p ursa-zone-cp --test envoy_life -- --ignored --nocapture

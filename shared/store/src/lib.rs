@@ -19,6 +19,7 @@
 //! ```
 pub mod cache;
 pub mod codec;
+pub mod defects;
 pub mod disk;
 mod error;
 mod folder;

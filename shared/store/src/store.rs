@@ -71,6 +71,9 @@ pub struct StoreConfig {
     /// Longest wait at open until everything that was stored here is applied, in a group of one. Default 60 s. With other members the
     /// store opens at once, with the view it has: see [`Store::wait_recovered`].
     pub recovery_timeout: Duration,
+    /// Stands in for the connections to the other members.
+    #[cfg(any(test, feature = "testing"))]
+    pub carrier: Option<Arc<dyn crate::testing::Carrier>>,
 }
 
 impl StoreConfig {
@@ -87,6 +90,8 @@ impl StoreConfig {
             propose_timeout: Duration::from_secs(10),
             read_timeout: Duration::from_secs(5),
             recovery_timeout: Duration::from_secs(60),
+            #[cfg(any(test, feature = "testing"))]
+            carrier: None,
         }
     }
 }

@@ -12,6 +12,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::defects::{self, Defect};
+
 pub use real::RealDisk;
 #[cfg(any(test, feature = "testing"))]
 pub use sim::SimDisk;
@@ -63,6 +65,12 @@ pub trait Disk: Debug + Send + Sync + 'static {
     /// Whether calls may wait for a device. `false` lets callers skip threads, which keeps simulated time still.
     fn waits(&self) -> bool {
         true
+    }
+
+    /// How long the next sync of the log takes in simulated time. `None`: none at all.
+    #[cfg(any(test, feature = "testing"))]
+    fn sync_time(&self) -> Option<std::time::Duration> {
+        None
     }
 
     /// Where `path` is in the file system of the machine, for what cannot work on this trait (sled, locks).
@@ -157,7 +165,9 @@ pub fn write_atomic(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()
     }
     let file = disk.create(&aside)?;
     file.write_at(0, bytes)?;
-    file.sync_data()?;
+    if !defects::on(Defect::SmallFilesNotSynced) {
+        file.sync_data()?;
+    }
     disk.rename(&aside, path)?;
     disk.sync_dir(dir)
 }

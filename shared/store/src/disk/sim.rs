@@ -4,8 +4,10 @@
 //! Lengths may grow without their content; nothing that was synced is ever lost or changed.
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
@@ -37,6 +39,8 @@ struct State {
     /// The sync with this number (counted from now) fails, and drops what it should have written.
     fail_sync_in: Option<u64>,
     syncs: u64,
+    /// How long a sync of the log takes.
+    sync_time: Option<Range<Duration>>,
 }
 
 #[derive(Debug, Default)]
@@ -103,6 +107,7 @@ impl SimDisk {
             off_at: None,
             fail_sync_in: None,
             syncs: 0,
+            sync_time: None,
         };
         Self {
             state: Arc::new(Mutex::new(state)),
@@ -129,6 +134,17 @@ impl SimDisk {
     /// The `n`-th `sync_data` from now (0 = the next) fails as a device error would, and what it should have written is gone.
     pub fn fail_sync_in(&self, n: u64) {
         self.state.lock().fail_sync_in = Some(n);
+    }
+
+    /// From now on a sync of the log takes as long as `times` say, in simulated time. To be set before a store is opened on the disk.
+    pub fn set_sync_time(&self, times: Range<Duration>) {
+        self.state.lock().sync_time = Some(times);
+    }
+
+    /// Whether the machine is on and the process lives that got this handle.
+    pub fn is_on(&self) -> bool {
+        let state = self.state.lock();
+        state.generation == self.generation && state.is_on()
     }
 
     /// Power is lost now (or was, see [`SimDisk::power_off_in`]) and returns: the disk as it is found. Old handles fail from here on.
@@ -206,6 +222,11 @@ impl State {
             Some(at) if self.ops > at => Power::Off,
             _ => Power::On,
         }
+    }
+
+    /// Whether the call that makes the power go is still to come.
+    fn is_on(&self) -> bool {
+        self.off_at.is_none_or(|at| self.ops <= at)
     }
 
     /// For calls of which nothing remains when the power goes during them.
@@ -427,6 +448,16 @@ impl Disk for SimDisk {
 
     fn waits(&self) -> bool {
         false
+    }
+
+    fn sync_time(&self) -> Option<Duration> {
+        let mut state = self.state.lock();
+        let times = state.sync_time.clone()?;
+        Some(if times.is_empty() {
+            times.start
+        } else {
+            state.rng.random_range(times)
+        })
     }
 
     fn real_path(&self, _: &Path) -> Option<PathBuf> {

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use ursa_runtime::{CancellationToken, heartbeat};
 
 use super::voice::{Act, Limits, Seen, Voice};
+use crate::defects::{self, Defect};
 use crate::log;
 use crate::net::peers::Method;
 use crate::net::wire::{self, Transfer};
@@ -70,6 +71,7 @@ pub(super) async fn run(inner: Weak<Inner>, peers: Peers, timings: Timings, clos
         let others = found.voters.iter().copied().filter(|id| *id != peers.node_id());
         match voice.tick(&limits, seen) {
             Act::GoOn => {}
+            Act::FallSilent if defects::on(Defect::DeafLeaderTalks) => {}
             Act::FallSilent => {
                 tracing::warn!(target: "ursa_store::keeper", "no majority answers this leader: it falls silent, so that the others can elect another one");
                 shared.muted.store(true, Ordering::Release);

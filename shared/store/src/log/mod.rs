@@ -13,6 +13,8 @@ mod memory;
 pub(crate) mod record;
 mod recover;
 mod segment;
+#[cfg(any(test, feature = "testing"))]
+mod testing;
 mod writer;
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 //! `durable` is what tells a torn tail from damage: bytes before the `durable` of any valid record were on disk, so if they are bad
 //! now, something acknowledged is lost. The seed makes a record valid only where it was written: a swapped file or a misdirected
 //! write does not pass.
+use crate::defects::{self, Defect};
 use crate::log::{EntryId, Vote};
 
 /// First bytes of a record.
@@ -147,7 +148,8 @@ pub(crate) fn decode_at(rest: &[u8], seq: u64, offset: u64) -> Result<Record<'_>
     let length = usize::try_from(u32_at(header, 8)).unwrap_or(usize::MAX);
     let size = length.saturating_add(HEADER).checked_next_multiple_of(ALIGN).unwrap_or(usize::MAX);
     let whole = rest.get(..size).ok_or(Invalid::NotARecord("the file ends within a record"))?;
-    if checksum(seq, offset, whole.get(8..).unwrap_or_default()) != u32_at(header, 4) {
+    let intact = checksum(seq, offset, whole.get(8..).unwrap_or_default()) == u32_at(header, 4);
+    if !intact && !defects::on(Defect::TornRecordIgnored) {
         return Err(Invalid::NotARecord("the checksum does not match"));
     }
     let [_, _, _, _, _, _, _, _, _, _, _, _, kind, version, ..] = *header;

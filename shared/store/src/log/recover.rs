@@ -14,6 +14,7 @@ use super::record::{self, Content, Invalid};
 use super::segment::{self, Head, Header};
 use super::writer::{self, Current, Writer};
 use super::{Error, Item, Options};
+use crate::defects::{self, Defect};
 use crate::disk::{self, Disk, DiskFile};
 
 /// Longest file that is read. The writer closes a file at [`Options::segment_bytes`], so only one batch can exceed that.
@@ -25,7 +26,7 @@ struct Scan<'a, E> {
     memory: Memory<E>,
     head: Head,
     newest_in: BTreeMap<u64, Option<u64>>,
-    /// Number and length of the file before.
+    /// Number of the file before, and where its records end.
     previous: Option<(u64, u64)>,
 }
 
@@ -129,7 +130,9 @@ fn make_durable(disk: &dyn Disk, dir: &Path, good: &Good) -> io::Result<()> {
     }
     let proven = usize::try_from(good.proven.min(good.end)).map_err(io::Error::other)?;
     let end = usize::try_from(good.end).map_err(io::Error::other)?;
-    if let Some(doubtful) = good.bytes.get(proven..end).filter(|bytes| !bytes.is_empty()) {
+    if let Some(doubtful) = good.bytes.get(proven..end).filter(|bytes| !bytes.is_empty())
+        && !defects::on(Defect::DoubtfulTailKept)
+    {
         good.file.write_at(good.proven.min(good.end), doubtful)?;
     }
     good.file.sync_data()?;
@@ -166,7 +169,7 @@ impl<E: Item> Scan<'_, E> {
             let (end, proven) = self.records(&bytes, seq, seq == newest, &path)?;
             self.memory.files.insert(seq, file.clone());
             let len = bytes.len() as u64;
-            self.previous = Some((seq, len));
+            self.previous = Some((seq, end));
             last = Some((
                 seq,
                 Good {
@@ -222,6 +225,9 @@ impl<E: Item> Scan<'_, E> {
                     });
                 }
                 Err(Invalid::Malformed(reason)) => return Err(damaged(path, at, reason.to_owned())),
+                // Space taken ahead. A sync that failed can have forgotten that it was given back; the head of the next file says
+                // where this one ends.
+                Err(Invalid::NotARecord(_)) if !newest && bytes.iter().skip(at).all(|byte| *byte == 0) => break,
                 Err(Invalid::NotARecord(reason)) if !newest => {
                     return Err(damaged(
                         path,

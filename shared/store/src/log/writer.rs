@@ -14,6 +14,7 @@ use super::memory::{Memory, Place};
 use super::record::{self, Content};
 use super::segment::{self, Head};
 use super::{EntryId, Failure, Item, Options, Vote};
+use crate::defects::{self, Defect};
 use crate::disk::{Disk, DiskFile};
 
 /// The part of a file's length that is reserved at a time.
@@ -36,6 +37,13 @@ pub(super) struct Job<E> {
 }
 
 impl<E> Job<E> {
+    /// Says that it is durable.
+    pub(super) fn acknowledge(&mut self) {
+        if let Some(done) = self.done.take() {
+            done(Ok(()));
+        }
+    }
+
     fn finish(self, result: Result<(), Failure>) {
         if let Some(done) = self.done {
             done(result);
@@ -121,11 +129,13 @@ impl<E: Item> Writer<E> {
                 Op::Vote(vote) => {
                     self.head.vote = Some(*vote);
                     self.put(&Content::Vote(*vote));
-                    sync = true;
+                    sync |= !defects::on(Defect::VoteNotSynced);
                 }
                 Op::Truncate(to) => {
                     self.head.last = (*to).max(self.head.purged);
-                    self.put(&Content::Truncate(*to));
+                    if !defects::on(Defect::TruncateNotWritten) {
+                        self.put(&Content::Truncate(*to));
+                    }
                     sync = true;
                 }
                 Op::Purge(upto) => {
@@ -197,9 +207,14 @@ impl<E: Item> Writer<E> {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.current.file.sync_data()?;
+        let synced = self.current.file.sync_data();
+        if !defects::on(Defect::FailedSyncIgnored) {
+            synced?;
+        }
         if !self.current.named {
-            self.disk.sync_dir(&self.dir)?;
+            if !defects::on(Defect::FolderOfLogNotSynced) {
+                self.disk.sync_dir(&self.dir)?;
+            }
             self.current.named = true;
         }
         self.current.durable = self.current.written;

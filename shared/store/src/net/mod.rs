@@ -7,9 +7,12 @@
 //! - [`server`]: the other side of the calls. - [`known`]: which life of each member was met. - [`introduction`]: making this node's life
 //!   known. - [`roster`]: who belongs to the group. - [`admission`]: taking one's place on the first start. - [`snapshot`]: whole states, as files. - [`refusal`]: mistakes of set-up, with their way out.
 pub(crate) mod admission;
+#[cfg(any(test, feature = "testing"))]
+pub(crate) mod carrier;
 mod contact;
 mod dial;
 #[cfg(any(test, feature = "testing"))]
+#[cfg_attr(not(test), allow(dead_code, reason = "only the store's own tests cut links"))]
 pub(crate) mod faults;
 mod introduction;
 pub(crate) mod known;

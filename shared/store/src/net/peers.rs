@@ -117,6 +117,9 @@ pub(crate) struct Shared {
     channels: Mutex<BTreeMap<(u64, Lane), Channel>>,
     #[cfg(any(test, feature = "testing"))]
     pub(crate) faults: super::faults::Faults,
+    /// Stands in for connections.
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) carrier: Option<Arc<dyn super::carrier::Carrier>>,
 }
 
 /// Handle to the members; clones share the connections.
@@ -143,6 +146,8 @@ pub(crate) struct Parts {
     pub(crate) detours: BTreeMap<u64, String>,
     pub(crate) identity: Arc<Identity>,
     pub(crate) message_limit: usize,
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) carrier: Option<Arc<dyn super::carrier::Carrier>>,
 }
 
 impl Peers {
@@ -165,6 +170,8 @@ impl Peers {
                 channels: Mutex::default(),
                 #[cfg(any(test, feature = "testing"))]
                 faults: super::faults::Faults::default(),
+                #[cfg(any(test, feature = "testing"))]
+                carrier: parts.carrier,
             }),
         }
     }
@@ -276,6 +283,10 @@ impl Peers {
         let ask = async {
             #[cfg(any(test, feature = "testing"))]
             self.shared.faults.request(node, method).await;
+            #[cfg(any(test, feature = "testing"))]
+            if let Some(carrier) = &self.shared.carrier {
+                return super::carrier::ask(&**carrier, node, method, &call).await;
+            }
             let mut client = self.client(node, lane);
             let request = Request::new(call);
             #[cfg_attr(not(any(test, feature = "testing")), expect(unused_mut, reason = "for faults"))]

@@ -101,6 +101,10 @@ pub(crate) async fn send(
         #[cfg(any(test, feature = "testing"))]
         peers.shared.faults.request(node, Method::Append).await;
         let chunks = futures::stream::unfold(reader, Reader::next);
+        #[cfg(any(test, feature = "testing"))]
+        if let Some(carrier) = &peers.shared.carrier {
+            return super::carrier::stream(&**carrier, node, chunks).await;
+        }
         #[cfg_attr(not(any(test, feature = "testing")), expect(unused_mut, reason = "for faults"))]
         let mut answer = peers.client(node, Lane::Bulk).snapshot(Request::new(chunks)).await;
         #[cfg(any(test, feature = "testing"))]

@@ -9,6 +9,7 @@ use openraft::type_config::alias::SnapshotOf;
 
 use super::machine::to_meta;
 use super::{Entry, Raft, TypeConfig, entry_id, from_vote, log_id, to_vote};
+use crate::defects::{self, Defect};
 use crate::disk;
 use crate::log::Item;
 use crate::net::wire::{self, AppendHead, Appended, Installed, Transfer, Transferred, VoteCall, Voted};
@@ -33,12 +34,15 @@ pub(crate) async fn append(raft: &Raft, contact: &Contact, payload: &Bytes) -> R
         .into_iter()
         .map(|(id, content)| Entry::decode(id, content))
         .collect::<Result<Vec<_>, _>>();
-    let request = AppendEntriesRequest {
+    let request = AppendEntriesRequest::<TypeConfig> {
         vote: to_vote(head.vote),
         prev_log_id: head.prev.map(log_id),
         entries: entries.map_err(malformed)?,
         leader_commit: head.committed.map(log_id),
     };
+    if defects::on(Defect::EntriesDropped) && request.entries.iter().any(|entry| entry.log_id.index % 50 == 0) {
+        return Ok(wire::encode(&Appended::Success));
+    }
     let answer = match raft.append_entries(request).await.map_err(|_| stopped(raft))? {
         AppendEntriesResponse::Success => Appended::Success,
         AppendEntriesResponse::PartialSuccess(upto) => Appended::Partial {
@@ -71,7 +75,7 @@ pub(crate) async fn vote(raft: &Raft, payload: &Bytes, pre: bool) -> Result<Byte
     } = answer.map_err(|_| stopped(raft))?;
     Ok(wire::encode(&Voted {
         vote: from_vote(&vote),
-        granted: vote_granted,
+        granted: vote_granted || pre && defects::on(Defect::PreVoteGranted),
         last: last_log_id.as_ref().map(entry_id),
     }))
 }

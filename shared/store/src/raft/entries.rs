@@ -10,6 +10,7 @@ use openraft::type_config::alias::{LogIdOf, VoteOf};
 use openraft::{LogState, OptionalSend, RaftLogReader};
 
 use super::{Entry, TypeConfig, entry_id, from_vote, log_id, to_vote};
+use crate::defects::{self, Defect};
 use crate::log::Log;
 
 /// Encoded bytes of one replication request: under the 4 MiB that gRPC takes by default, with room for what is around them.
@@ -54,7 +55,8 @@ impl RaftLogReader<TypeConfig> for Entries {
     }
 
     async fn read_vote(&mut self) -> Result<Option<VoteOf<TypeConfig>>, io::Error> {
-        Ok(self.log.state().vote.map(to_vote))
+        let vote = self.log.state().vote.filter(|_| !defects::on(Defect::VoteForgotten));
+        Ok(vote.map(to_vote))
     }
 }
 
@@ -105,6 +107,10 @@ impl RaftLogStorage<TypeConfig> for Entries {
     }
 
     async fn purge(&mut self, upto: LogIdOf<TypeConfig>) -> Result<(), io::Error> {
-        Ok(self.log.purge(entry_id(&upto)).await?)
+        let mut upto = entry_id(&upto);
+        if defects::on(Defect::PurgedAhead) {
+            upto = self.log.state().committed.map_or(upto, |committed| committed.max(upto));
+        }
+        Ok(self.log.purge(upto).await?)
     }
 }

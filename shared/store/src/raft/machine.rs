@@ -13,6 +13,8 @@ use tokio::sync::watch;
 use ursa_state::{State, View};
 
 use super::{TypeConfig, entry_id, from_stored, log_id, to_stored};
+#[cfg(feature = "defects")]
+use crate::defects::{self, Defect};
 use crate::disk;
 use crate::log::EntryId;
 use crate::snapshot::{Loaded, Meta, RaftSnapshot, Snapshots};
@@ -30,6 +32,9 @@ pub(crate) struct Machine {
     /// Newest entry whose effect is in the newest view.
     seen: watch::Sender<Option<EntryId>>,
     disk: Arc<dyn disk::Disk>,
+    /// Nothing was applied since the start.
+    #[cfg(feature = "defects")]
+    fresh: bool,
 }
 
 impl Machine {
@@ -47,6 +52,8 @@ impl Machine {
             views,
             seen: watch::Sender::new(None),
             disk,
+            #[cfg(feature = "defects")]
+            fresh: true,
         };
         if let Some(loaded) = loaded {
             machine.load(loaded)?;
@@ -77,6 +84,34 @@ impl Machine {
     }
 }
 
+#[cfg(feature = "defects")]
+impl Machine {
+    /// Whether to pass over an entry; otherwise notes what is to be applied once more.
+    fn wrong_from_the_start(&mut self, entry: &super::Entry, twice: &mut Vec<(u64, ursa_state::Command)>) -> bool {
+        let EntryPayload::Normal(proposal) = &entry.payload else {
+            return false;
+        };
+        if self.fresh && defects::on(Defect::EntrySkippedAtRestart) {
+            self.fresh = false;
+            self.state.skip(entry.log_id.index);
+            self.applied = Some(entry_id(&entry.log_id));
+            return true;
+        }
+        twice.push((entry.log_id.index, proposal.command().clone()));
+        false
+    }
+
+    fn wrong_after(&mut self, entries: Vec<(u64, ursa_state::Command)>) {
+        if defects::on(Defect::AppliedTwice) && std::mem::take(&mut self.fresh) {
+            self.state = defects::again(&self.state, &entries);
+        }
+        let compacts = |(_, command): &(u64, ursa_state::Command)| matches!(command, ursa_state::Command::Compact { .. });
+        if defects::on(Defect::WatchSkipsAtCompaction) && entries.iter().any(compacts) {
+            self.state = defects::without_oldest_change(&self.state);
+        }
+    }
+}
+
 impl RaftStateMachine<TypeConfig> for Machine {
     type SnapshotData = RaftSnapshot;
     type SnapshotBuilder = Builder;
@@ -92,8 +127,14 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let mut batches = entries.ready_chunks(BATCH);
         while let Some(batch) = batches.next().await {
             let mut answers = Vec::with_capacity(batch.len());
+            #[cfg(feature = "defects")]
+            let mut twice = Vec::new();
             for item in batch {
                 let (entry, responder) = item?;
+                #[cfg(feature = "defects")]
+                if self.wrong_from_the_start(&entry, &mut twice) {
+                    continue;
+                }
                 let reply = match &entry.payload {
                     EntryPayload::Normal(proposal) => Some(self.state.apply(entry.log_id.index, proposal.command())),
                     EntryPayload::Blank => {
@@ -109,6 +150,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 self.applied = Some(entry_id(&entry.log_id));
                 answers.extend(responder.map(|responder| (responder, reply)));
             }
+            #[cfg(feature = "defects")]
+            self.wrong_after(twice);
             self.publish();
             for (responder, reply) in answers {
                 responder.send(reply);
@@ -125,9 +168,17 @@ impl RaftStateMachine<TypeConfig> for Machine {
             history: view.history_id(),
             revision: view.revision(),
         };
+        #[cfg_attr(not(feature = "defects"), expect(unused_mut, reason = "for defects"))]
+        let mut state = self.state.clone();
+        #[cfg(feature = "defects")]
+        if defects::on(Defect::TombstonesLost) {
+            state = defects::without_tombstones(&state);
+        } else if defects::on(Defect::RequestsLostInSnapshot) {
+            state = defects::without_requests(&state);
+        }
         Builder {
             meta,
-            state: self.state.clone(),
+            state,
             snapshots: self.snapshots.clone(),
             disk: self.disk.clone(),
         }

@@ -18,6 +18,7 @@ use ursa_state::{SnapshotError, State};
 use file::Intact;
 pub use file::Meta;
 
+use crate::defects::{self, Defect};
 use crate::disk::Disk;
 use crate::log::EntryId;
 
@@ -305,7 +306,9 @@ impl Snapshots {
         }
         let file = self.disk.create(&aside).map_err(io("make"))?;
         fill(&*file, &aside)?;
-        file.sync_data().map_err(io("sync"))?;
+        if !defects::on(Defect::SnapshotNotSynced) {
+            file.sync_data().map_err(io("sync"))?;
+        }
         self.disk.rename(&aside, &path).map_err(io("give its final name to"))?;
         self.disk.sync_dir(&self.dir).map_err(io("sync the folder of"))?;
         self.register(meta.clone(), path.clone());
@@ -344,7 +347,8 @@ impl Snapshots {
 
 /// Where the older of two generations ends.
 fn behind_oldest(known: &[(Meta, PathBuf)]) -> Option<EntryId> {
-    known.get(GENERATIONS - 1)?.0.last
+    let newest = defects::on(Defect::PurgedBehindNewest);
+    known.get(if newest { 0 } else { GENERATIONS - 1 })?.0.last
 }
 
 /// Sorts as the entries do: by index, then term.

@@ -68,6 +68,8 @@ pub(super) fn peers(config: &StoreConfig, identity: Arc<Identity>, folder: &Fold
         detours: cluster.map(|cluster| cluster.dial.clone()).unwrap_or_default(),
         identity,
         message_limit: config.max_changeset_bytes + MESSAGE_OVERHEAD,
+        #[cfg(any(test, feature = "testing"))]
+        carrier: config.carrier.clone(),
     };
     Peers::new(config.node_id, parts)
 }

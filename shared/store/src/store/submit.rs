@@ -16,6 +16,7 @@ use ursa_state::{Applied, Changeset, Command, RequestId, Revision, View};
 
 use super::Store;
 use crate::codec::Proposal;
+use crate::defects::{self, Defect};
 use crate::error::Error;
 use crate::net::peers::{CallError, Method};
 use crate::net::wire::{self, Barrier, BarrierCall, ProposeHead, Proposed};
@@ -128,6 +129,11 @@ impl Store {
                 Some(leader) => {
                     // Waiting on for a leader that is none any more could take until the deadline.
                     let way = detour.way(peers, leader);
+                    #[cfg(feature = "defects")]
+                    let proposal = match (&doubt, defects::on(Defect::ResentUnderNewId)) {
+                        (Some(_), true) => defects::fresh(&proposal),
+                        _ => proposal.clone(),
+                    };
                     let attempt = self.attempt(peers, way, proposal.clone(), deadline);
                     tokio::select! {
                         biased;
@@ -315,7 +321,9 @@ impl Store {
                 };
                 match barrier {
                     Barrier::At { index } => {
-                        self.applied_here(index, deadline).await?;
+                        if !defects::on(Defect::FollowerReadsEarly) {
+                            self.applied_here(index, deadline).await?;
+                        }
                         return Ok(self.view());
                     }
                     Barrier::NotLeader { leader: to } => hint = to.filter(|to| *to != leader),
@@ -358,6 +366,10 @@ impl Store {
     /// How far a node must have applied to read everything that was acknowledged so far, if this one leads. By read index, not by the
     /// leader's lease: a lease trusts the clocks, and a group of one pays nothing for this.
     pub(crate) async fn barrier(&self) -> Barrier {
+        if defects::on(Defect::DeposedLeaderReads) && self.inner.raft.is_leader() {
+            let index = self.inner.applied.borrow().map_or(0, |applied| applied.index);
+            return Barrier::At { index };
+        }
         let lease = crate::raft::lease(&self.inner.config.timings);
         let option = LinearizerOption::from(ReadPolicy::ReadIndex).with_wait_timeout(lease);
         match self.inner.raft.get_read_linearizer(option).await {

@@ -1,0 +1,270 @@
+//! A majority that can work does work, and nobody disturbs it.
+//! In: samples of all nodes and links. Out: two seconds without a leader although a majority is connected in both directions and its
+//! disks work; an election although only others were disturbed.
+//! Invariant: a leader counts only while a majority answers it.
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use ursa_store::Role;
+
+use crate::note;
+use crate::world::{Running, World};
+use crate::{ms, pause};
+
+/// Between samples.
+const PERIOD: Duration = Duration::from_millis(25);
+/// Longest time without a leader.
+pub const LEADERLESS: Duration = Duration::from_secs(2);
+/// How long a group must have been connected before an election in it is a wonder: its members have heard the leader by then.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// What one sample shows of a node that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// Which of its lives.
+    pub life: u32,
+    pub term: u64,
+    /// It leads, and a majority answers.
+    pub leads: bool,
+    pub admitted: bool,
+}
+
+/// Which nodes can hear each other, and what they are.
+#[derive(Clone, Debug, Default)]
+pub struct Picture {
+    pub nodes: BTreeMap<u64, Sample>,
+    /// Pairs (smaller id first) connected in both directions, as on a good day.
+    pub links: Vec<(u64, u64)>,
+    /// The lead is being given away by request.
+    pub handing_over: bool,
+}
+
+/// Pure: the rules over a sequence of pictures.
+#[derive(Debug)]
+pub struct Rules {
+    nodes: u64,
+    majority: usize,
+    /// Groups that are connected, each node in the same life, since when.
+    groups: BTreeMap<Vec<(u64, u32)>, Instant>,
+    led: Instant,
+    /// The connected group in which a leader of the newest term was just seen.
+    throne: Option<Vec<(u64, u32)>>,
+    /// Life and term of each node when it was last seen.
+    terms: BTreeMap<u64, (u32, u64)>,
+    reported: bool,
+}
+
+impl Rules {
+    pub fn new(nodes: u64, majority: usize, now: Instant) -> Self {
+        Self {
+            nodes,
+            majority,
+            groups: BTreeMap::new(),
+            led: now,
+            throne: None,
+            terms: BTreeMap::new(),
+            reported: false,
+        }
+    }
+
+    fn newest_term(&self) -> Option<u64> {
+        self.terms.values().map(|(_, term)| *term).max()
+    }
+
+    /// Takes in the terms; who has gone furthest within one life. A node that returns may bring a term from before.
+    fn rose(&mut self, picture: &Picture) -> Option<(u64, u64)> {
+        let mut furthest: Option<(u64, u64)> = None;
+        for (id, sample) in &picture.nodes {
+            let before = self.terms.insert(*id, (sample.life, sample.term));
+            if before.is_some_and(|(life, term)| life == sample.life && term < sample.term)
+                && furthest.is_none_or(|(_, term)| term < sample.term)
+            {
+                furthest = Some((*id, sample.term));
+            }
+        }
+        furthest
+    }
+
+    /// Takes in the next picture; says what is wrong.
+    pub fn next(&mut self, now: Instant, picture: &Picture) -> Option<String> {
+        let groups = groups(self.nodes, self.majority, picture);
+        self.groups.retain(|group, _| groups.contains(group));
+        for group in &groups {
+            self.groups.entry(group.clone()).or_insert(now);
+        }
+        let leader = picture
+            .nodes
+            .iter()
+            .find(|(_, sample)| sample.leads)
+            .map(|(id, sample)| (*id, *sample));
+        if leader.is_some() {
+            self.led = now;
+            self.reported = false;
+        }
+        let known = self.newest_term();
+        let rose = self.rose(picture).filter(|rose| Some(rose.1) > known);
+        let throne = self.throne.take().filter(|_| !picture.handing_over);
+        let disturbed = throne
+            .filter(|group| self.groups.contains_key(group))
+            .zip(rose)
+            .map(|(group, (node, term))| {
+                let ids: Vec<u64> = group.iter().map(|(id, _)| *id).collect();
+                format!("node {node} goes to term {term} although a leader and its majority {ids:?} were not disturbed")
+            });
+        if let Some((id, sample)) = leader {
+            let settled = self.groups.iter().filter(|(group, since)| {
+                group.iter().any(|(member, _)| *member == id) && now.saturating_duration_since(**since) >= SETTLED
+            });
+            // A leader that a newer term is about to depose does not count.
+            let group = settled.min_by_key(|(_, since)| **since);
+            let group = group.filter(|_| self.newest_term() == Some(sample.term));
+            self.throne = group.map(|(group, _)| group.clone());
+        }
+        if disturbed.is_some() {
+            return disturbed;
+        }
+        let since = self.groups.values().map(|since| *since.max(&self.led)).min()?;
+        let waited = now.saturating_duration_since(since);
+        (waited > LEADERLESS && !std::mem::replace(&mut self.reported, true))
+            .then(|| format!("no leader for {waited:?} although a majority was connected all the time"))
+    }
+}
+
+/// Every majority whose members are all connected with each other.
+fn groups(nodes: u64, majority: usize, picture: &Picture) -> Vec<Vec<(u64, u32)>> {
+    let linked = |a: u64, b: u64| a == b || picture.links.contains(&(a.min(b), a.max(b)));
+    let up: Vec<(u64, u32)> = (1..=nodes)
+        .filter_map(|id| {
+            let sample = picture.nodes.get(&id).filter(|sample| sample.admitted)?;
+            Some((id, sample.life))
+        })
+        .collect();
+    (1_u32..1 << up.len())
+        .map(|set| {
+            up.iter()
+                .enumerate()
+                .filter(|(nth, _)| set >> nth & 1 == 1)
+                .map(|(_, node)| *node)
+                .collect::<Vec<_>>()
+        })
+        .filter(|group| group.len() >= majority && group.iter().all(|a| group.iter().all(|b| linked(a.0, b.0))))
+        .collect()
+}
+
+fn sample(running: &Running) -> Sample {
+    let status = running.store.status();
+    Sample {
+        life: running.life.number,
+        term: status.term,
+        leads: status.role == Role::Leader && status.quorum,
+        admitted: status.admitted,
+    }
+}
+
+fn picture(world: &World) -> Picture {
+    let up = world.all_running();
+    let nodes: BTreeMap<u64, Sample> = up.iter().map(|running| (running.life.node, sample(running))).collect();
+    let well: Vec<u64> = nodes.keys().copied().filter(|id| !world.has_bad_disk(*id)).collect();
+    let pairs = well.iter().flat_map(|a| well.iter().map(move |b| (*a, *b))).filter(|(a, b)| a < b);
+    let links = pairs.filter(|(a, b)| world.network.is_usual(*a, *b)).collect();
+    let nodes = nodes
+        .into_iter()
+        .map(|(id, sample)| {
+            let admitted = sample.admitted && well.contains(&id);
+            (id, Sample { admitted, ..sample })
+        })
+        .collect();
+    Picture {
+        nodes,
+        links,
+        handing_over: world.is_handing_over(),
+    }
+}
+
+/// Watches the world as long as it lasts.
+pub async fn watch(world: World) {
+    pause(ms(1)).await;
+    let mut rules = Rules::new(world.settings.nodes, world.majority(), Instant::now());
+    let mut known = None;
+    loop {
+        let picture = picture(&world);
+        let leader = picture.nodes.iter().find(|(_, s)| s.leads).map(|(id, s)| (*id, s.term));
+        if leader != known {
+            note!(world.trace, "leader: {leader:?}");
+            known = leader;
+        }
+        if let Some(wrong) = rules.next(Instant::now(), &picture) {
+            world.judge.report("progress", wrong);
+        }
+        pause(PERIOD).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A node outside of the majority goes to a term of its own.
+    #[test]
+    fn an_election_outside_of_an_undisturbed_majority_is_seen() {
+        let calm = std::iter::repeat_n(shot(Some(1), 1, &[(1, 2)]), 30);
+        let mut lonely = shot(Some(1), 1, &[(1, 2)]);
+        lonely.nodes.get_mut(&3).unwrap().term = 2;
+        assert_eq!(judge(calm.clone().chain([lonely.clone()])).len(), 1);
+        // One that returns with it is no wonder, nor what follows from it.
+        lonely.nodes.get_mut(&3).unwrap().life = 2;
+        let mut after = shot(None, 3, &[(1, 2)]);
+        after.nodes.get_mut(&3).unwrap().life = 2;
+        assert_eq!(judge(calm.chain([lonely, after])), Vec::<String>::new());
+    }
+
+    fn shot(leader: Option<u64>, term: u64, links: &[(u64, u64)]) -> Picture {
+        let nodes = (1..=3).map(|id| {
+            let sample = Sample {
+                life: 1,
+                term,
+                leads: leader == Some(id),
+                admitted: true,
+            };
+            (id, sample)
+        });
+        Picture {
+            nodes: nodes.collect(),
+            links: links.to_vec(),
+            handing_over: false,
+        }
+    }
+
+    const ALL: [(u64, u64); 3] = [(1, 2), (1, 3), (2, 3)];
+
+    /// Feeds pictures 100 ms apart.
+    fn judge(pictures: impl IntoIterator<Item = Picture>) -> Vec<String> {
+        let start = Instant::now();
+        let mut rules = Rules::new(3, 2, start);
+        let times = (0..).map(|n| start + Duration::from_millis(100) * n);
+        times.zip(pictures).filter_map(|(at, picture)| rules.next(at, &picture)).collect()
+    }
+
+    #[test]
+    fn a_majority_without_a_leader_is_seen_once() {
+        let none = |n| std::iter::repeat_n(shot(None, 1, &ALL), n);
+        assert_eq!(judge(none(20)), Vec::<String>::new());
+        assert_eq!(judge(none(60)).len(), 1);
+        // Two of three are a majority; links of which no two ends meet are none.
+        assert_eq!(judge(std::iter::repeat_n(shot(None, 1, &[(2, 3)]), 60)).len(), 1);
+        assert_eq!(judge(std::iter::repeat_n(shot(None, 1, &[]), 60)), Vec::<String>::new());
+        // A leader in between starts the clock again.
+        let led = none(15).chain([shot(Some(1), 1, &ALL)]).chain(none(15));
+        assert_eq!(judge(led), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_election_within_an_undisturbed_majority_is_seen() {
+        let calm = std::iter::repeat_n(shot(Some(1), 1, &[(1, 2)]), 30);
+        assert_eq!(judge(calm.clone()), Vec::<String>::new());
+        assert_eq!(judge(calm.clone().chain([shot(None, 2, &[(1, 2)])])).len(), 1);
+        // The link between leader and follower was cut: no wonder.
+        assert_eq!(judge(calm.chain([shot(None, 2, &[(2, 3)])])), Vec::<String>::new());
+    }
+}
