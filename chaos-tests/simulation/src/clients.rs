@@ -198,7 +198,7 @@ impl Client {
     async fn compact(&mut self, running: &Running) {
         let keep = self.rng.random_range(0..200_u64);
         let floor = running.store.view().revision().saturating_sub(keep);
-        if let Some(Ok(_)) = Self::ask(running, running.store.compact(floor)).await {
+        if let Some(Ok(_)) = Self::ask(running, Box::pin(running.store.compact(floor))).await {
             note!(self.world.trace, "c{} compacted to {floor}", self.id);
         }
     }
@@ -207,7 +207,7 @@ impl Client {
         let Some(key) = key_of(name) else { return };
         let newest = self.book.newest();
         let nth = self.book.begin(name, Action::Read(None));
-        let Some(Ok(view)) = Self::ask(running, running.store.read()).await else {
+        let Some(Ok(view)) = Self::ask(running, Box::pin(running.store.read())).await else {
             return;
         };
         if view.revision() < newest {
@@ -264,7 +264,7 @@ impl Client {
         );
         let mut doubt = false;
         for _ in 0..patience {
-            let answer = Self::ask(&running, running.store.propose(set.clone())).await;
+            let answer = Self::ask(&running, Box::pin(running.store.propose(set.clone()))).await;
             let refused = match &answer {
                 Some(Ok(applied)) => {
                     let unchanged = applied.results.iter().all(|result| *result == OpResult::Unchanged);
