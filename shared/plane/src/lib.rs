@@ -15,7 +15,10 @@ mod retention;
 mod status;
 
 // Seeded defects are for the simulation alone.
-const _: () = assert!(!ursa_store::defects::COMPILED, "no program is built with the feature `defects` of ursa-store");
+const _: () = assert!(
+    !ursa_store::defects::COMPILED,
+    "no program is built with the feature `defects` of ursa-store"
+);
 
 pub use host::{Host, HostConfig};
 pub use plane::Plane;

@@ -195,9 +195,10 @@ pub(crate) struct Known {
     held: Held,
     /// Of this node, as its folder remembers them.
     boots: Vec<Uuid>,
-    entries: Mutex<BTreeMap<u64, Entry>>,
+    entries: Arc<Mutex<BTreeMap<u64, Entry>>>,
     /// One writer of the file at a time.
-    writing: tokio::sync::Mutex<()>,
+    /// Held by whoever writes until the file is written, also when nobody waits for that any more.
+    writing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Known {
@@ -238,8 +239,8 @@ impl Known {
             path,
             held: folder.held(),
             boots: folder.boots().to_vec(),
-            entries: Mutex::new(entries),
-            writing: tokio::sync::Mutex::new(()),
+            entries: Arc::new(Mutex::new(entries)),
+            writing: Arc::default(),
         })
     }
 
@@ -266,7 +267,7 @@ impl Known {
         if self.admit(node, &found)? {
             return Ok(());
         }
-        let _writing = self.writing.lock().await;
+        let writing = self.writing.clone().lock_owned().await;
         if self.admit(node, &found)? {
             return Ok(());
         }
@@ -274,7 +275,7 @@ impl Known {
             life: found.life,
             keeps: found.past.is_some(),
         };
-        self.change(node, |entry| entry.met = Some(met)).await
+        self.change(writing, node, |entry| entry.met = Some(met)).await
     }
 
     /// Notes that `node`, which knew us as `known`, may from now on know us as `boot`. Durable on return.
@@ -282,17 +283,22 @@ impl Known {
     /// # Errors
     /// It cannot be noted.
     pub(crate) async fn introduce(&self, node: u64, known: Option<Uuid>, boot: Uuid) -> Result<(), Refusal> {
-        let _writing = self.writing.lock().await;
+        let writing = self.writing.clone().lock_owned().await;
         let before = self.possible(node);
         let after = possible(&before, known, boot);
         if before == after {
             return Ok(());
         }
-        self.change(node, |entry| entry.ours = after).await
+        self.change(writing, node, |entry| entry.ours = after).await
     }
 
-    /// Under the lock for writers.
-    async fn change(&self, node: u64, change: impl FnOnce(&mut Entry) + Send) -> Result<(), Refusal> {
+    /// Under the lock for writers. A caller that is gone does not end the write, nor the lock before it.
+    async fn change(
+        &self,
+        writing: tokio::sync::OwnedMutexGuard<()>,
+        node: u64,
+        change: impl FnOnce(&mut Entry) + Send,
+    ) -> Result<(), Refusal> {
         let mut entries = self.entries.lock().clone();
         if entries.len() >= MAX_KNOWN && !entries.contains_key(&node) {
             return Err(Refusal::Malformed {
@@ -300,11 +306,14 @@ impl Known {
             });
         }
         change(entries.entry(node).or_default());
-        let (disk, path, held) = (self.disk.clone(), self.path.clone(), self.held.clone());
+        let (disk, path, held, known) = (self.disk.clone(), self.path.clone(), self.held.clone(), self.entries.clone());
         let text = serde_json::to_vec_pretty(&entries).unwrap_or_default();
         let written = disk::run(&*self.disk, move || {
+            let _writing = writing;
             let _held = held.keep()?;
-            disk::write_atomic(&*disk, &path, &text)
+            disk::write_atomic(&*disk, &path, &text)?;
+            *known.lock() = entries;
+            Ok(())
         })
         .await;
         if let Err(error) = written {
@@ -313,7 +322,6 @@ impl Known {
                 reason: "it cannot be noted who calls".to_owned(),
             });
         }
-        *self.entries.lock() = entries;
         Ok(())
     }
 
