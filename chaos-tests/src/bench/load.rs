@@ -190,7 +190,7 @@ mod tests {
         assert!(
             values
                 .iter()
-                .all(|v| v.len() == VALUE && VALUE % 4 == 0 && v.iter().all(u8::is_ascii_alphanumeric))
+                .all(|v| v.len() == VALUE && VALUE.is_multiple_of(4) && v.iter().all(u8::is_ascii_alphanumeric))
         );
     }
 
