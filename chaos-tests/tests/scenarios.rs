@@ -71,11 +71,6 @@ fn damaged_files_are_repaired_or_named() {
 }
 
 #[test]
-fn disks_are_full_or_slow_or_fail() {
-    passes("disks", 1);
-}
-
-#[test]
 fn what_was_acknowledged_survives_a_loss_of_power_of_all_nodes() {
     passes("power", 1);
 }
