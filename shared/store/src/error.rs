@@ -87,6 +87,19 @@ pub enum OpenError {
         log.display(), dir.display()
     )]
     LogLost { dir: PathBuf, log: PathBuf },
+    /// The log was cut short since it was last written. What is missing was confirmed, and may be known to nobody else.
+    #[error(
+        "the log in {}/ is not all of it: {lacking}, so entries or votes that this node has confirmed were taken from it; put back the files of \
+         {} as they were (a backup from before will not do), or remove this node from the group and add a new one with an empty folder under \
+         an id that was never used; a node without others is restored from a backup",
+        log.display(), dir.display()
+    )]
+    Shortened {
+        dir: PathBuf,
+        log: PathBuf,
+        /// What is missing.
+        lacking: String,
+    },
     /// The folder has its place in a group, but who the others are is gone.
     #[error(
         "{} is gone, but this node has taken its place in a group: without it, it would listen to a member that has lost its folder; restore \

@@ -32,7 +32,7 @@ use crate::log::{self, EntryId, Log};
 use crate::net::known::{Known, Missing};
 use crate::net::wire::Barrier;
 use crate::net::{ClusterConfig, Contact, PeerStatus, Peers, QuorumContact};
-use crate::raft::{self, Entries, Entry, Machine, Raft, Timings};
+use crate::raft::{self, Confirmed, Entries, Entry, Machine, Raft, Timings};
 use crate::snapshot::Snapshots;
 
 pub(crate) use cluster::is_address;
@@ -150,6 +150,7 @@ pub(crate) struct Inner {
     pub(crate) folder: Arc<Mutex<Folder>>,
     pub(crate) raft: Raft,
     pub(crate) log: Log<Entry>,
+    confirmed: Arc<Confirmed>,
     pub(crate) snapshots: Arc<Snapshots>,
     views: watch::Receiver<View>,
     applied: watch::Receiver<Option<EntryId>>,
@@ -189,6 +190,7 @@ struct Stored {
     folder: Folder,
     known: Known,
     log: Log<Entry>,
+    confirmed: Arc<Confirmed>,
     snapshots: Arc<Snapshots>,
     machine: Machine,
 }
@@ -222,6 +224,7 @@ fn open_stored(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Stored, Ope
             log: folder.part("log"),
         });
     }
+    let confirmed = Confirmed::open(&**disk, &config.data_dir, &state)?;
     let covered = loaded.as_ref().and_then(|loaded| loaded.meta.last);
     if let Some(purged) = state.purged
         && covered.is_none_or(|covered| covered.index < purged.index)
@@ -237,6 +240,7 @@ fn open_stored(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Stored, Ope
         folder,
         known,
         log,
+        confirmed: Arc::new(confirmed),
         snapshots,
         machine,
     })
@@ -264,16 +268,18 @@ impl Store {
             folder,
             known,
             log,
+            confirmed,
             snapshots,
             machine,
         } = stored;
         let (views, applied) = (machine.subscribe(), machine.applied());
-        let peers = identity.map(|identity| cluster::peers(&config, identity, &folder, known, views.borrow().history_id()));
+        let peers =
+            identity.map(|identity| cluster::peers(&config, identity, &folder, known, log.state().last, views.borrow().history_id()));
         let (leader, contact) = match &peers {
             Some(peers) => (peers.shared.leader.clone(), peers.shared.contact.subscribe()),
             None => (watch::Sender::new(None), Contact::new(true).subscribe()),
         };
-        let entries = Entries::new(log.clone());
+        let entries = Entries::new(log.clone(), confirmed.clone(), disk.clone());
         let started = raft::start(config.node_id, &config.timings, entries, machine, peers.clone()).await;
         let raft = started.map_err(|error| OpenError::Start(Chain(&error).to_string()))?;
         let cache = Cache::open(&*disk, &folder.part("cache"), views.clone());
@@ -284,6 +290,7 @@ impl Store {
                 folder: Arc::new(Mutex::new(folder)),
                 raft,
                 log,
+                confirmed,
                 snapshots,
                 views,
                 applied,
@@ -546,6 +553,14 @@ impl Store {
         }
         if let Some(cache) = &self.inner.cache {
             cache.close().await;
+        }
+        let confirmed = self.inner.confirmed.clone();
+        let settled = crate::disk::run(&*self.inner.disk, move || {
+            confirmed.settle();
+            Ok(())
+        });
+        if let Err(error) = settled.await {
+            tracing::debug!(%error, "what was confirmed is not made durable at the end");
         }
         // Last: with the log goes the lock on the folder.
         self.inner

@@ -64,6 +64,7 @@ async fn say(peers: &Peers, node: u64, words: Bytes) -> Result<Greeting, CallErr
     for (id, address) in greeting.members.iter().filter(|(id, _)| !roster.has_left(**id)) {
         peers.learn(*id, address);
     }
+    peers.shared.promises.told(&greeting.confirmed);
     roster.tell(node, greeting.members.keys().copied().collect());
     Ok(greeting)
 }

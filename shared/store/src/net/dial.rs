@@ -99,7 +99,12 @@ impl Dial {
         if refusal.is_transient() {
             state.unreachable = Some(refusal.to_string());
         } else if state.problem.as_ref() != Some(refusal) {
-            tracing::error!(peer = node, %refusal, "no traffic with a member");
+            match (&state.problem, refusal) {
+                // Said by those who know it already while others have yet to hear of it.
+                (Some(Refusal::NotMember { .. } | Refusal::HasLeft { .. }), Refusal::NotMember { .. }) => {}
+                (_, Refusal::NotMember { .. }) => tracing::warn!(peer = node, %refusal, "no traffic with a member"),
+                _ => tracing::error!(peer = node, %refusal, "no traffic with a member"),
+            }
             state.problem = Some(refusal.clone());
         }
     }

@@ -2,6 +2,7 @@
 //! In: which way to which member. Out: calls that never arrive, or whose answers never do, or too late, or damaged.
 //! Invariant: a call that is held ends at its own deadline, as on a network that swallows packets.
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -28,17 +29,24 @@ pub enum Cut {
 
 /// See the module's text.
 #[derive(Debug)]
-pub(crate) struct Faults(watch::Sender<BTreeMap<u64, Cut>>);
+pub(crate) struct Faults {
+    cuts: watch::Sender<BTreeMap<u64, Cut>>,
+    /// This node does not say where its log ended, as a program from before that was said.
+    pub(crate) hides_log_end: AtomicBool,
+}
 
 impl Default for Faults {
     fn default() -> Self {
-        Self(watch::Sender::new(BTreeMap::new()))
+        Self {
+            cuts: watch::Sender::new(BTreeMap::new()),
+            hides_log_end: AtomicBool::new(false),
+        }
     }
 }
 
 impl Faults {
     pub(crate) fn set(&self, node: u64, cut: Option<Cut>) {
-        self.0.send_modify(|cuts| {
+        self.cuts.send_modify(|cuts| {
             match cut {
                 Some(cut) => cuts.insert(node, cut),
                 None => cuts.remove(&node),
@@ -47,7 +55,7 @@ impl Faults {
     }
 
     fn of(&self, node: u64) -> Option<Cut> {
-        self.0.borrow().get(&node).copied()
+        self.cuts.borrow().get(&node).copied()
     }
 
     /// Returns when a request to `node` may go.

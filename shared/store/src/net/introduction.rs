@@ -91,6 +91,11 @@ impl Shared {
             }
             return;
         }
+        if matches!(refusal, Refusal::Shortened { .. }) {
+            // A member that has itself gone back in time knows less than it did, never more: the word of one is enough.
+            self.disown(refusal);
+            return;
+        }
         let placed = self.admitted.load(Ordering::Acquire);
         let copy = !matches!(refusal, Refusal::OtherFolder { .. });
         if !placed || copy && self.roster.disowned_by(by) {

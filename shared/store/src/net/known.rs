@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::Refusal;
+use super::promises::Promise;
 use crate::disk::{self, Disk};
 use crate::error::OpenError;
 use crate::folder::{Folder, Held};
@@ -68,6 +69,8 @@ struct Entry {
     met: Option<Met>,
     /// Under which boots of ours it may know this node, oldest first.
     ours: Vec<Uuid>,
+    /// What it has confirmed of its log.
+    promise: Option<Promise>,
 }
 
 /// An [`Entry`] in the file; the first three go together.
@@ -83,6 +86,8 @@ struct Written {
     keeps: bool,
     #[serde(default)]
     ours: Vec<Uuid>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    promise: Option<Promise>,
 }
 
 impl TryFrom<Written> for Entry {
@@ -98,8 +103,8 @@ impl TryFrom<Written> for Entry {
             (None, None, None) => None,
             _ => return Err("folder, start and boot go together".to_owned()),
         };
-        let ours = written.ours;
-        Ok(Self { met, ours })
+        let (ours, promise) = (written.ours, written.promise);
+        Ok(Self { met, ours, promise })
     }
 }
 
@@ -112,6 +117,7 @@ impl From<Entry> for Written {
             boot: life.map(|life| life.boot),
             keeps: entry.met.is_some_and(|met| met.keeps),
             ours: entry.ours,
+            promise: entry.promise,
         }
     }
 }
@@ -290,6 +296,28 @@ impl Known {
             return Ok(());
         }
         self.change(writing, node, |entry| entry.ours = after).await
+    }
+
+    /// What each member is known to have confirmed of its log.
+    pub(crate) fn promises(&self) -> BTreeMap<u64, Promise> {
+        let entries = self.entries.lock();
+        entries.iter().filter_map(|(node, entry)| Some((*node, entry.promise?))).collect()
+    }
+
+    /// Notes what `node` has confirmed. Durable on return.
+    ///
+    /// # Errors
+    /// It cannot be noted.
+    pub(crate) async fn promised(&self, node: u64, promise: Promise) -> Result<(), Refusal> {
+        let noted = || self.entries.lock().get(&node).and_then(|entry| entry.promise) == Some(promise);
+        if noted() {
+            return Ok(());
+        }
+        let writing = self.writing.clone().lock_owned().await;
+        if noted() {
+            return Ok(());
+        }
+        self.change(writing, node, |entry| entry.promise = Some(promise)).await
     }
 
     /// Under the lock for writers. A caller that is gone does not end the write, nor the lock before it.

@@ -23,9 +23,11 @@ use uuid::Uuid;
 
 use super::dial::Dial;
 use super::known::{Incarnation, Known, Shown};
+use super::promises::Promises;
 use super::roster::Roster;
 use super::tls::Identity;
 use super::{Contact, Refusal};
+use crate::log::EntryId;
 
 /// A ping after this long without traffic, and its deadline: a connection over a dead link is given up within 1.5 s and made anew, instead
 /// of waiting for TCP, whose retries grow apart.
@@ -101,6 +103,9 @@ pub(crate) struct Shared {
     pub(crate) me: Incarnation,
     pub(crate) history: RwLock<Option<HistoryId>>,
     pub(crate) known: Known,
+    /// Where the log of this node ended when it was opened.
+    log_end: Option<EntryId>,
+    pub(crate) promises: Promises,
     pub(crate) roster: Roster,
     /// This node has taken its place: it may vote and take entries.
     pub(crate) admitted: AtomicBool,
@@ -139,6 +144,7 @@ pub(crate) struct Parts {
     pub(crate) me: Incarnation,
     pub(crate) history: Option<HistoryId>,
     pub(crate) known: Known,
+    pub(crate) log_end: Option<EntryId>,
     pub(crate) roster: Roster,
     pub(crate) admitted: bool,
     pub(crate) addresses: BTreeMap<u64, String>,
@@ -157,7 +163,9 @@ impl Peers {
                 node,
                 me: parts.me,
                 history: RwLock::new(parts.history),
+                promises: Promises::new(parts.known.promises()),
                 known: parts.known,
+                log_end: parts.log_end,
                 roster: parts.roster,
                 admitted: AtomicBool::new(parts.admitted),
                 contact: Contact::new(false),
@@ -322,6 +330,11 @@ pub(crate) fn call_error(status: &Status) -> CallError {
 }
 
 impl Shared {
+    /// Keeps why there is no traffic with `node`.
+    pub(super) fn refused(&self, node: u64, refusal: &Refusal) {
+        self.dial.refused(node, refusal);
+    }
+
     /// Whether calls of a leader may go out.
     ///
     /// # Errors
@@ -342,7 +355,19 @@ impl Shared {
             start: self.me.start,
             boot: Bytes::copy_from_slice(self.me.boot.as_bytes()),
             past: Some(self.past_for(to)),
+            log_end: self.says_log_end(),
         }
+    }
+
+    fn says_log_end(&self) -> Option<peer::LogEnd> {
+        #[cfg(any(test, feature = "testing"))]
+        if self.faults.hides_log_end.load(Ordering::Acquire) {
+            return None;
+        }
+        Some(peer::LogEnd {
+            term: self.log_end.map(|end| end.term),
+            index: self.log_end.map(|end| end.index),
+        })
     }
 
     /// A call of ours.
@@ -434,6 +459,14 @@ impl Shared {
             start: sender.start,
             boot: Uuid::from_bytes(sixteen(&sender.boot)?),
         };
+        let end = sender.log_end.as_ref().map(|end| {
+            let (term, index) = (end.term?, end.index?);
+            Some(EntryId { term, index })
+        });
+        if let Err(refusal) = self.promises.check(node, life.boot, end) {
+            self.refused(node, &refusal);
+            return Err(refusal);
+        }
         let past = sender.past.as_ref().map(super::introduction::boots).transpose()?;
         self.known.meet(node, Shown { life, past }).await
     }

@@ -40,6 +40,14 @@ pub enum Refusal {
          under an id that was never used"
     )]
     OlderCopy { node: u64 },
+    /// A node came back with less of its log than it had confirmed.
+    #[error(
+        "node {node} has come back without entries of its log that it had confirmed (it had those up to {had}, it has {}): its log was cut \
+         short, so it must neither vote nor be counted on: put back the files of its data folder as they were, or remove node {node} from the \
+         group and add a new one with an empty folder under an id that was never used",
+        has.map_or_else(|| "none".to_owned(), |has| format!("those up to {has}"))
+    )]
+    Shortened { node: u64, had: u64, has: Option<u64> },
     /// Two processes on copies of one folder.
     #[error("node {node} runs twice, on copies of one data folder: stop one of them for good")]
     Doubled { node: u64 },
@@ -90,6 +98,7 @@ impl Refusal {
             | Self::OtherHistory { .. }
             | Self::OtherFolder { .. }
             | Self::OlderCopy { .. }
+            | Self::Shortened { .. }
             | Self::Doubled { .. }
             | Self::NotMember { .. }
             | Self::HasLeft { .. }
@@ -101,9 +110,11 @@ impl Refusal {
     /// It says that `node` is not the one the group knows.
     pub fn disowns(&self, node: u64) -> bool {
         match self {
-            Self::OtherFolder { node: it } | Self::OlderCopy { node: it } | Self::Doubled { node: it } | Self::HasLeft { node: it, .. } => {
-                *it == node
-            }
+            Self::OtherFolder { node: it }
+            | Self::OlderCopy { node: it }
+            | Self::Shortened { node: it, .. }
+            | Self::Doubled { node: it }
+            | Self::HasLeft { node: it, .. } => *it == node,
             _ => false,
         }
     }

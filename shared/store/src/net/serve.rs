@@ -1,7 +1,8 @@
 //! The listener for the other nodes: mutual TLS, and who is calling.
 //! In: routes. Out: the same, with [`PeerNode`] in each request's extensions.
 //! Invariants: no request reaches a route without a certificate of this cluster that names a node; none reaches the routes of other
-//! services unless that node is a member of the group (the store's own calls say so by themselves, with the reason).
+//! services unless that node is a member of the group (the store's own calls say so by themselves, with the reason); what they send to a
+//! member ends when it leaves.
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,10 +12,11 @@ use axum::extract::{Request, State};
 use axum::middleware::{self, Next};
 use axum::response::Response;
 use http::HeaderValue;
+use http_body_util::{BodyExt, StreamBody};
 use ursa_runtime::serve::{Limits, Peer};
 
-use super::Peers;
 use super::tls::Identity;
+use super::{Peers, Refusal};
 
 /// A stream per call in flight: appends, proposals passed on and what other services add.
 const MAX_STREAMS: u32 = 4096;
@@ -54,8 +56,36 @@ async fn members_only(State(peers): State<Peers>, request: Request, next: Next) 
         return refused(UNAUTHENTICATED, "");
     };
     match peers.shared.roster.check(id) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => next.run(request).await.map(|body| while_member(body, peers, id)),
         Err(refusal) => refused(PERMISSION_DENIED, &refusal.to_string()),
+    }
+}
+
+/// A stream does not outlive the place of its reader in the group.
+fn while_member(body: Body, peers: Peers, id: u64) -> Body {
+    let open = Some((body, Box::pin(left(peers, id))));
+    let frames = futures::stream::unfold(open, |open| async {
+        let (mut body, mut left) = open?;
+        tokio::select! {
+            biased;
+            refusal = &mut left => Some((Err(axum::Error::new(refusal)), None)),
+            frame = body.frame() => frame.map(|frame| (frame, Some((body, left)))),
+        }
+    });
+    Body::new(StreamBody::new(frames))
+}
+
+/// Returns when `id` is no member any more.
+async fn left(peers: Peers, id: u64) -> Refusal {
+    let mut others = peers.watch_others();
+    loop {
+        others.mark_unchanged();
+        if let Err(refusal) = peers.shared.roster.check(id) {
+            return refusal;
+        }
+        if others.changed().await.is_err() {
+            return std::future::pending().await;
+        }
     }
 }
 

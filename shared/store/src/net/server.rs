@@ -193,10 +193,12 @@ impl RaftService for Service {
                 wire::decode::<Hail>(&payload)?.agrees(node, ours)?;
             }
             let members = store.group_members();
+            let confirmed = store.peers().map(|peers| peers.shared.promises.all()).unwrap_or_default();
             Ok(wire::encode(&Greeting {
                 admitted,
                 founded,
                 members,
+                confirmed,
             }))
         })
         .await

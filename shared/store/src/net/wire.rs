@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use ursa_state::Applied;
 
 use super::Refusal;
+use super::promises::Promise;
 use crate::log::{EntryId, Vote};
 
 /// Version of the encoding written here.
@@ -194,6 +195,9 @@ pub(crate) struct Greeting {
     /// The members in its log, with addresses.
     #[serde(default)]
     pub(crate) members: BTreeMap<u64, String>,
+    /// What members have confirmed of their logs, as far as it knows.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) confirmed: BTreeMap<u64, Promise>,
 }
 
 /// Version and JSON.
@@ -382,6 +386,7 @@ mod tests {
                 admitted: true,
                 founded: false,
                 members: BTreeMap::from([(1, "a:1".to_owned())]),
+                confirmed: BTreeMap::new(),
             },
             r#"{"admitted":true,"founded":false,"members":{"1":"a:1"}}"#,
         );

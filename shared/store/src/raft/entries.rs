@@ -4,13 +4,15 @@
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, Range, RangeBounds};
+use std::sync::Arc;
 
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::type_config::alias::{LogIdOf, VoteOf};
 use openraft::{LogState, OptionalSend, RaftLogReader};
 
-use super::{Entry, TypeConfig, entry_id, from_vote, log_id, to_vote};
+use super::{Confirmed, Entry, TypeConfig, entry_id, from_vote, log_id, to_vote};
 use crate::defects::{self, Defect};
+use crate::disk::{self, Disk};
 use crate::log::Log;
 
 /// Encoded bytes of one replication request: under the 4 MiB that gRPC takes by default, with room for what is around them.
@@ -20,11 +22,13 @@ const MAX_REQUEST: usize = 2 << 20;
 #[derive(Clone, Debug)]
 pub(crate) struct Entries {
     log: Log<Entry>,
+    confirmed: Arc<Confirmed>,
+    disk: Arc<dyn Disk>,
 }
 
 impl Entries {
-    pub(crate) fn new(log: Log<Entry>) -> Self {
-        Self { log }
+    pub(crate) fn new(log: Log<Entry>, confirmed: Arc<Confirmed>, disk: Arc<dyn Disk>) -> Self {
+        Self { log, confirmed, disk }
     }
 }
 
@@ -76,7 +80,10 @@ impl RaftLogStorage<TypeConfig> for Entries {
     }
 
     async fn save_vote(&mut self, vote: &VoteOf<TypeConfig>) -> Result<(), io::Error> {
-        Ok(self.log.save_vote(from_vote(vote)).await?)
+        let vote = from_vote(vote);
+        self.log.save_vote(vote).await?;
+        self.confirmed.voted(vote);
+        Ok(())
     }
 
     async fn save_committed(&mut self, committed: Option<LogIdOf<TypeConfig>>) -> Result<(), io::Error> {
@@ -96,14 +103,22 @@ impl RaftLogStorage<TypeConfig> for Entries {
         I::IntoIter: OptionalSend,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
-        Ok(self
-            .log
-            .append(entries, Box::new(|result| flushed.io_completed(result.map_err(io::Error::from))))
-            .await?)
+        let last = entries.last().map(|entry| entry_id(&entry.log_id));
+        let (confirmed, epoch) = (self.confirmed.clone(), self.confirmed.epoch());
+        let done = move |result: Result<(), crate::log::Failure>| {
+            if let (Ok(()), Some(last)) = (&result, last) {
+                confirmed.has(epoch, last);
+            }
+            flushed.io_completed(result.map_err(io::Error::from));
+        };
+        Ok(self.log.append(entries, Box::new(done)).await?)
     }
 
     async fn truncate_after(&mut self, last: Option<LogIdOf<TypeConfig>>) -> Result<(), io::Error> {
-        Ok(self.log.truncate_after(last.as_ref().map(entry_id)).await?)
+        let to = last.as_ref().map(entry_id);
+        let confirmed = self.confirmed.clone();
+        disk::run(&*self.disk, move || confirmed.lower(to)).await?;
+        Ok(self.log.truncate_after(to).await?)
     }
 
     async fn purge(&mut self, upto: LogIdOf<TypeConfig>) -> Result<(), io::Error> {

@@ -4,6 +4,7 @@
 //! Source: openraft 0.10.0-alpha.37, pinned exactly.
 pub(crate) mod answers;
 mod config;
+mod confirmed;
 mod entries;
 mod machine;
 pub(crate) mod members;
@@ -23,6 +24,7 @@ use ursa_state::Applied;
 
 pub use config::Timings;
 pub(crate) use config::config;
+pub(crate) use confirmed::Confirmed;
 pub(crate) use entries::Entries;
 pub(crate) use machine::Machine;
 pub use runtime::Runtime;

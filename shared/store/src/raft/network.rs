@@ -135,11 +135,16 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let contact = self.peers()?.shared.contact.now();
+        let shared = self.peers()?.shared.clone();
+        let contact = shared.contact.now();
+        let vote = from_vote(&request.vote);
+        let committed = request.leader_commit.as_ref().map(entry_id);
+        // Before the question: what it has confirmed by then it has when it answers.
+        let acked = shared.promises.acked(self.target, vote);
         let head = AppendHead {
-            vote: from_vote(&request.vote),
+            vote,
             prev: request.prev_log_id.as_ref().map(entry_id),
-            committed: request.leader_commit.as_ref().map(entry_id),
+            committed,
             quorum_age_ms: Some(u64::try_from(contact.age().as_millis()).unwrap_or(u64::MAX)),
         };
         let entries = wire::encode_entries(request.entries.iter().map(|entry| (entry.id(), entry.encode())));
@@ -152,10 +157,30 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         if defects::on(Defect::StaleAppendAnswer) && matches!(answer, Err(RPCError::Timeout(_) | RPCError::Network(_))) {
             return Ok(AppendEntriesResponse::Success);
         }
+        if answer.is_err() {
+            shared.lost_sight(self.target, vote, committed).await;
+        }
         let answer: Appended = answer?;
+        let sent = request.entries.last().map(Item::id);
+        let upto = match &answer {
+            Appended::Success => sent.or(head.prev),
+            Appended::Partial { upto } => *upto,
+            Appended::Conflict | Appended::HigherVote { .. } => None,
+        };
+        if let Some(upto) = upto {
+            shared.acked(self.target, vote, upto, committed);
+        }
         Ok(match answer {
             Appended::Success => AppendEntriesResponse::Success,
             Appended::Partial { upto } => AppendEntriesResponse::PartialSuccess(upto.map(log_id)),
+            // The library takes it for granted that a follower keeps what it confirmed, and would stop, or count on what is not there.
+            Appended::Conflict
+                if let (Some(had), Some(prev)) = (acked, head.prev)
+                    && prev <= had =>
+            {
+                let refusal = shared.found_short(self.target, had, prev);
+                return Err(RPCError::Unreachable(Unreachable::from_string(refusal)));
+            }
             // The library takes it for granted that a conflict is about an entry that was named.
             Appended::Conflict if request.prev_log_id.is_none() => {
                 return Err(RPCError::Network(NetworkError::from_string("a conflict before the first entry")));
@@ -193,6 +218,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         // A newer one may have taken its place meanwhile: the next try sends that.
         let opened = snapshot::open(&snapshot.snapshot).await;
         let (file, size) = opened.map_err(|error| StreamingError::Network(NetworkError::new(&error)))?;
+        let last = snapshot.meta.last_log_id.as_ref().map(entry_id);
         let head = wire::encode(&SnapshotHead {
             vote: from_vote(&vote),
             size,
@@ -207,6 +233,11 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         };
         let answer = answer.and_then(|bytes| wire::decode::<Installed>(&bytes).map_err(CallError::Unheard));
         let answer = answer.map_err(|error| StreamingError::from(self.failed(RPCTypes::InstallSnapshot, error)))?;
+        if let Some(last) = &last
+            && answer.vote == from_vote(&vote)
+        {
+            peers.shared.acked(self.target, answer.vote, *last, Some(*last));
+        }
         Ok(SnapshotResponse::new(to_vote(answer.vote)))
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 
-use super::{Entries, Machine, TypeConfig};
+use super::{Confirmed, Entries, Machine, TypeConfig};
 use crate::disk::{Disk, RealDisk, SimDisk};
 use crate::log::{Log, Options};
 use crate::snapshot::Snapshots;
@@ -22,7 +22,9 @@ fn options() -> Options {
 fn build(disk: Arc<dyn Disk>, dir: &Path) -> (Entries, Machine) {
     let log = Log::open(disk.clone(), &dir.join("log"), options(), None).unwrap();
     let (snapshots, loaded, _) = Snapshots::open(disk.clone(), &dir.join("snapshots")).unwrap();
-    (Entries::new(log), Machine::new(disk, Arc::new(snapshots), loaded).unwrap())
+    let confirmed = Arc::new(Confirmed::open(&*disk, dir, &log.state()).unwrap());
+    let entries = Entries::new(log, confirmed, disk.clone());
+    (entries, Machine::new(disk, Arc::new(snapshots), loaded).unwrap())
 }
 
 struct Simulated;

@@ -1,7 +1,8 @@
 //! Snapshots of the state: files, written beside the running store, in two generations.
 //! In: a state and what it covers. Out: the newest intact one.
 //! Invariants: a file has its final name only once its content is durable; the generation before the newest stays until the next one
-//! is durable, and the log is purged only behind it ([`Snapshots::purgeable`]), so that one damaged file costs nothing.
+//! is durable, and the log is purged only behind it ([`Snapshots::purgeable`]), so that one damaged file costs nothing. A snapshot from
+//! elsewhere stands for a log that this node never had: it is kept twice, until the next one.
 mod file;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,8 @@ use crate::disk::Disk;
 use crate::log::EntryId;
 
 const SUFFIX: &str = ".snap";
+/// The second file of one that came from elsewhere. Sorts before the first one.
+const AGAIN: &str = "-again.snap";
 /// Being written.
 const NEW: &str = ".new";
 /// Found damaged; kept for whoever wants to find out why, never read.
@@ -238,10 +241,10 @@ impl Snapshots {
     /// # Errors
     /// It is not there then; those before it still are.
     pub fn save(&self, meta: &Meta, state: &State) -> Result<RaftSnapshot, Error> {
-        self.place(meta, |file, path| file::write(file, path, meta, state))
+        self.place(meta, SUFFIX, |file, path| file::write(file, path, meta, state))
     }
 
-    /// Takes in a snapshot from elsewhere, durably, and loads it. One of our own is only loaded.
+    /// Takes in a snapshot from elsewhere, durably, twice, and loads it. One of our own is only loaded.
     ///
     /// # Errors
     /// It is damaged, or cannot be copied.
@@ -264,7 +267,9 @@ impl Snapshots {
                     source,
                 })
             };
-            self.place(&intact.meta, copy)?.path
+            let path = self.place(&intact.meta, SUFFIX, copy)?.path;
+            self.place(&intact.meta, AGAIN, copy)?;
+            path
         };
         Ok(Loaded {
             meta: intact.meta,
@@ -290,9 +295,14 @@ impl Snapshots {
         }
     }
 
-    fn place(&self, meta: &Meta, fill: impl FnOnce(&dyn crate::disk::DiskFile, &Path) -> Result<(), Error>) -> Result<RaftSnapshot, Error> {
+    fn place(
+        &self,
+        meta: &Meta,
+        suffix: &str,
+        fill: impl FnOnce(&dyn crate::disk::DiskFile, &Path) -> Result<(), Error>,
+    ) -> Result<RaftSnapshot, Error> {
         let _files = self.files.lock();
-        let path = self.dir.join(name(meta.last));
+        let path = self.dir.join(name(meta.last, suffix));
         let mut aside = path.clone().into_os_string();
         aside.push(NEW);
         let aside = PathBuf::from(aside);
@@ -352,9 +362,9 @@ fn behind_oldest(known: &[(Meta, PathBuf)]) -> Option<EntryId> {
 }
 
 /// Sorts as the entries do: by index, then term.
-fn name(last: Option<EntryId>) -> String {
+fn name(last: Option<EntryId>, suffix: &str) -> String {
     let last = last.unwrap_or(EntryId { term: 0, index: 0 });
-    format!("{:020}-{:020}{SUFFIX}", last.index, last.term)
+    format!("{:020}-{:020}{suffix}", last.index, last.term)
 }
 
 fn check_one(disk: &dyn Disk, path: &Path, load: bool) -> Result<(Meta, Option<State>), Error> {

@@ -169,3 +169,32 @@ fn golden_file() {
     assert_eq!(bytes[bytes.len() - 16..bytes.len() - 8], (content as u64).to_le_bytes());
     assert_eq!(&bytes[bytes.len() - 4..], b"END\n");
 }
+
+/// Behind one that came from elsewhere there is no log, and nothing older that would do.
+#[test]
+fn one_from_elsewhere_can_lose_a_file_too() {
+    let elsewhere = SimDisk::new(2);
+    let (sent, newer) = (state(20), state(30));
+    let from = open(&elsewhere).0.save(&meta(&sent), &sent).unwrap();
+    for damaged in [None, Some(0), Some(1)] {
+        let disk = SimDisk::new(1);
+        let (snapshots, ..) = open(&disk);
+        let old = state(5);
+        snapshots.save(&meta(&old), &old).unwrap();
+        assert!(same(&snapshots.adopt(&from).unwrap().state, &sent));
+        assert_eq!(snapshots.purgeable().borrow().map(|id| id.index), Some(20));
+        let names = disk.list(Path::new(DIR)).unwrap();
+        assert_eq!(names.len(), 2, "{names:?}");
+        if let Some(nth) = damaged {
+            let path = Path::new(DIR).join(&names[nth]);
+            disk.damage(&path, |bytes| bytes[100] ^= 1).unwrap();
+        }
+        let (snapshots, loaded, found) = open(&disk.power_loss());
+        assert_eq!(found.len(), usize::from(damaged.is_some()));
+        assert!(same(&loaded.unwrap().state, &sent), "{damaged:?}");
+        // The next one needs a single file again.
+        snapshots.save(&meta(&newer), &newer).unwrap();
+        let purgeable = snapshots.purgeable().borrow().map(|id| id.index);
+        assert_eq!(purgeable, Some(20));
+    }
+}

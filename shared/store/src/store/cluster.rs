@@ -18,6 +18,7 @@ use ursa_state::HistoryId;
 use super::{FirstStart, Store, StoreConfig};
 use crate::error::{Error, OpenError};
 use crate::folder::Folder;
+use crate::log::EntryId;
 use crate::net::known::{Incarnation, Known};
 use crate::net::peers::Parts;
 use crate::net::roster::Roster;
@@ -48,7 +49,14 @@ pub(crate) fn is_address(address: &str) -> bool {
 }
 
 /// What the calls to and from the others need.
-pub(super) fn peers(config: &StoreConfig, identity: Arc<Identity>, folder: &Folder, known: Known, history: HistoryId) -> Peers {
+pub(super) fn peers(
+    config: &StoreConfig,
+    identity: Arc<Identity>,
+    folder: &Folder,
+    known: Known,
+    log_end: Option<EntryId>,
+    history: HistoryId,
+) -> Peers {
     let (id, start) = folder.id();
     let cluster = config.cluster.as_ref();
     let parts = Parts {
@@ -59,6 +67,7 @@ pub(super) fn peers(config: &StoreConfig, identity: Arc<Identity>, folder: &Fold
         },
         history: folder.history().or((history != HistoryId::default()).then_some(history)),
         known,
+        log_end,
         roster: Roster::new(
             config.node_id,
             cluster.map(|cluster| cluster.members.keys().copied().collect()).unwrap_or_default(),

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use ursa_runtime::Backoff;
 use ursa_runtime::error::Chain;
 use ursa_runtime::lease::{self, Deadline};
-use ursa_state::{Applied, Changeset, Command, RequestId, Revision, View};
+use ursa_state::{Applied, Changeset, Command, HistoryId, RequestId, Revision, View};
 
 use super::Store;
 use crate::codec::Proposal;
@@ -231,6 +231,10 @@ impl Store {
 
     /// Proposes to the core of this node.
     async fn submit_here(&self, proposal: Proposal, deadline: Deadline) -> Result<Proposed, Fatal<TypeConfig>> {
+        if !self.is_named(&proposal, deadline).await {
+            let leader = self.inner.leader.borrow().filter(|leader| *leader != self.inner.config.node_id);
+            return Ok(Proposed::NotLeader { leader });
+        }
         let answer = match lease::within(deadline.remaining(), self.inner.raft.client_write(proposal)).await {
             Ok(answer) => answer,
             Err(expired) => {
@@ -257,6 +261,23 @@ impl Store {
             )) => Proposed::Unknown { reason: error.to_string() },
             Err(RaftError::Fatal(fatal)) => return Err(fatal),
         })
+    }
+
+    /// Nothing is proposed before it is committed which history it belongs to: a revision means nothing without. `false`: that is not known
+    /// here in time, or for somebody else to say.
+    async fn is_named(&self, proposal: &Proposal, deadline: Deadline) -> bool {
+        let named = |view: &View| view.history_id() != HistoryId::default();
+        if named(&self.inner.views.borrow()) || matches!(proposal.command(), Command::Init { .. }) {
+            return true;
+        }
+        let (mut views, mut leads) = (self.inner.views.clone(), self.leader());
+        let me = self.inner.config.node_id;
+        tokio::select! {
+            biased;
+            named = async { views.wait_for(named).await.is_ok() } => named,
+            () = async { drop(leads.wait_for(|leader| *leader != Some(me)).await) } => false,
+            () = deadline.passed() => false,
+        }
     }
 
     /// Waits until the entry at `index` is applied here.

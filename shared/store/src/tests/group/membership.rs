@@ -377,3 +377,40 @@ async fn one_that_was_away_while_the_others_changed_finds_them_again() {
     problem(stranger.store(), 1, which).await;
     stranger.kill().await;
 }
+
+/// What other services send on the listener of the nodes.
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_to_a_node_that_leaves_are_cut() {
+    use axum::body::{Body, Bytes};
+    use http_body_util::BodyExt;
+    use tower::Service;
+
+    let mut group = Group::new(4, timings()).await;
+    for id in 1..=4 {
+        let endless = || async {
+            let first = futures::stream::iter([Ok::<_, std::io::Error>(Bytes::from_static(b"first"))]);
+            Body::from_stream(futures::StreamExt::chain(first, futures::stream::pending()))
+        };
+        group.node(id).others = axum::Router::new().route("/other.Service/Follow", axum::routing::post(endless));
+    }
+    group.start_all().await;
+    let leader = group.leader().await;
+    let (leaves, stays) = (leader % 4 + 1, (leader + 1) % 4 + 1);
+    let mut streams = std::collections::BTreeMap::new();
+    for id in [leaves, stays] {
+        let mut channel = group.store(id).peers().unwrap().channel(leader);
+        std::future::poll_fn(|context| channel.poll_ready(context)).await.unwrap();
+        let request = http::Request::post("http://node/other.Service/Follow").body(tonic::body::Body::empty());
+        let mut body = channel.call(request.unwrap()).await.unwrap().into_body();
+        assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), "first");
+        streams.insert(id, (channel, body));
+    }
+    let done = group.change(stays, MemberChange::Remove { node: leaves }).await;
+    assert_eq!(done, Ok(MemberDone::Removed));
+    let (_channel, mut cut) = streams.remove(&leaves).unwrap();
+    let end = tokio::time::timeout(PATIENCE, cut.frame()).await.expect("it is cut");
+    assert!(!matches!(end, Some(Ok(_))), "{end:?}");
+    let (_channel, mut goes_on) = streams.remove(&stays).unwrap();
+    let polled = futures::FutureExt::now_or_never(goes_on.frame());
+    assert!(polled.is_none(), "{polled:?}");
+}

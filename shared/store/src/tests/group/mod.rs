@@ -3,6 +3,7 @@ mod faults;
 mod membership;
 mod misuse;
 mod rounds;
+mod shortened;
 mod usual;
 
 use std::collections::BTreeMap;
@@ -63,6 +64,11 @@ pub(super) struct Node {
 impl Node {
     /// Opens the store and serves the others. A folder that is about to be let go of is waited for.
     async fn start(&mut self) -> Result<(), OpenError> {
+        self.start_after(|_| ()).await
+    }
+
+    /// As [`Node::start`]; before it is served this is done to it.
+    async fn start_after(&mut self, first: impl FnOnce(&Store)) -> Result<(), OpenError> {
         let tasks = Tasks::new();
         let deadline = Deadline::after(PATIENCE);
         let store = loop {
@@ -71,6 +77,7 @@ impl Node {
                 opened => break opened?,
             }
         };
+        first(&store);
         let listener = loop {
             match TcpListener::bind(self.address).await {
                 Err(_) if !deadline.has_passed() => tokio::task::yield_now().await,

@@ -199,3 +199,31 @@ async fn certificates_are_renewed_in_place() {
     .await;
     group.level().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_written_before_the_history_has_its_name() {
+    for _ in 0..3 {
+        let mut group = Group::new(3, timings()).await;
+        group.start_all().await;
+        // From the first moment on, and so before anybody leads.
+        let writes = (1..=3).map(|id| {
+            let store = group.store(id).clone();
+            tokio::spawn(async move { write(&store, "a", id).await })
+        });
+        for written in writes.collect::<Vec<_>>() {
+            written.await.unwrap().unwrap();
+        }
+        for id in 1..=3 {
+            let entries = group.store(id).inner().log.read(0..u64::MAX, usize::MAX).await.unwrap();
+            let commands = entries.iter().filter_map(|entry| match &entry.payload {
+                openraft::EntryPayload::Normal(proposal) => Some(proposal.command()),
+                _ => None,
+            });
+            let first = commands.into_iter().next();
+            assert!(
+                matches!(first, None | Some(ursa_state::Command::Init { .. })),
+                "node {id}: {first:?}"
+            );
+        }
+    }
+}
