@@ -265,6 +265,17 @@ impl Known {
         self.boots.contains(&boot)
     }
 
+    /// Whether `node` is the one that is known, in whatever life.
+    ///
+    /// # Errors
+    /// It is another one.
+    pub(crate) fn recognise(&self, node: u64, found: &Shown) -> Result<(), Refusal> {
+        match self.admit(node, found) {
+            Ok(_) | Err(Refusal::Introduce { .. }) => Ok(()),
+            Err(refusal) => Err(refusal),
+        }
+    }
+
     /// Whether to listen to `node`. What is new is durable on return.
     ///
     /// # Errors

@@ -459,6 +459,9 @@ impl Shared {
             start: sender.start,
             boot: Uuid::from_bytes(sixteen(&sender.boot)?),
         };
+        let past = sender.past.as_ref().map(super::introduction::boots).transpose()?;
+        let found = Shown { life, past };
+        self.known.recognise(node, &found)?;
         let end = sender.log_end.as_ref().map(|end| {
             let (term, index) = (end.term?, end.index?);
             Some(EntryId { term, index })
@@ -467,8 +470,7 @@ impl Shared {
             self.refused(node, &refusal);
             return Err(refusal);
         }
-        let past = sender.past.as_ref().map(super::introduction::boots).transpose()?;
-        self.known.meet(node, Shown { life, past }).await
+        self.known.meet(node, found).await
     }
 }
 
