@@ -57,6 +57,7 @@ impl Method {
             Self::Barrier => "Barrier",
             Self::Hello => "Hello",
             Self::Members => "Members",
+            Self::SnapshotAt => "SnapshotAt",
         }
     }
 }

@@ -33,6 +33,16 @@ pub(crate) struct Faults {
     cuts: watch::Sender<BTreeMap<u64, Cut>>,
     /// This node does not say where its log ended, as a program from before that was said.
     pub(crate) hides_log_end: AtomicBool,
+    /// Snapshots are sent up to here.
+    snapshot: watch::Sender<Option<Stop>>,
+}
+
+/// Where the sending of a snapshot stops, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stop {
+    pub(crate) at: u64,
+    /// The connection breaks, once; otherwise nobody reads on, until this is lifted.
+    pub(crate) breaks: bool,
 }
 
 impl Default for Faults {
@@ -40,6 +50,7 @@ impl Default for Faults {
         Self {
             cuts: watch::Sender::new(BTreeMap::new()),
             hides_log_end: AtomicBool::new(false),
+            snapshot: watch::Sender::new(None),
         }
     }
 }
@@ -52,6 +63,24 @@ impl Faults {
                 None => cuts.remove(&node),
             };
         });
+    }
+
+    pub(crate) fn stop_snapshots(&self, stop: Option<Stop>) {
+        self.snapshot.send_replace(stop);
+    }
+
+    /// Whether to send what follows, once it may be.
+    pub(crate) async fn snapshot_goes_on(&self, offset: u64) -> bool {
+        let mut stop = self.snapshot.subscribe();
+        let now = *stop.borrow_and_update();
+        match now {
+            Some(Stop { at, breaks: true }) if offset >= at => {
+                self.snapshot.send_replace(None);
+                false
+            }
+            Some(Stop { at, breaks: false }) if offset >= at => stop.wait_for(Option::is_none).await.is_ok(),
+            _ => true,
+        }
     }
 
     fn of(&self, node: u64) -> Option<Cut> {

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -62,6 +62,7 @@ pub(crate) enum Method {
     Barrier,
     Hello,
     Members,
+    SnapshotAt,
 }
 
 /// Why there is no answer.
@@ -118,6 +119,8 @@ pub(crate) struct Shared {
     pub(crate) disowned: watch::Sender<Option<Refusal>>,
     pub(crate) leader: watch::Sender<Option<u64>>,
     pub(crate) message_limit: usize,
+    /// Bytes of snapshots that were sent.
+    pub(crate) snapshot_bytes: AtomicU64,
     dial: Arc<Dial>,
     channels: Mutex<BTreeMap<(u64, Lane), Channel>>,
     #[cfg(any(test, feature = "testing"))]
@@ -174,6 +177,7 @@ impl Peers {
                 disowned: watch::Sender::new(None),
                 leader: watch::Sender::new(None),
                 message_limit: parts.message_limit,
+                snapshot_bytes: AtomicU64::new(0),
                 dial: Arc::new(Dial::new(parts.identity, parts.addresses, parts.detours)),
                 channels: Mutex::default(),
                 #[cfg(any(test, feature = "testing"))]
@@ -307,6 +311,7 @@ impl Peers {
                 Method::Barrier => client.barrier(request).await,
                 Method::Hello => client.hello(request).await,
                 Method::Members => client.members(request).await,
+                Method::SnapshotAt => client.snapshot_at(request).await,
             };
             #[cfg(any(test, feature = "testing"))]
             self.shared.faults.answer(node, method, &mut answer).await;

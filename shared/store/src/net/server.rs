@@ -2,12 +2,11 @@
 //! In: calls over connections whose certificate was verified. Out: answers.
 //! Invariants: certificate, membership, addressee, history and folder are checked in this order before a payload is looked at; a node that
 //! has not taken its place answers greetings alone, so it neither votes nor acknowledges anything.
+use std::sync::Weak;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 use ursa_proto::peer::raft_server::Raft as RaftService;
 use ursa_proto::peer::{Answer, Call, Chunk};
@@ -15,15 +14,14 @@ use ursa_runtime::lease::Deadline;
 use uuid::Uuid;
 
 use super::peers::{malformed, sixteen};
-use super::wire::{self, BarrierCall, Greeting, Hail, ProposeHead, Proposed, SnapshotHead};
-use super::{PeerNode, Peers, Refusal, snapshot};
+use super::receiving::Receiving;
+use super::wire::{self, BarrierCall, Greeting, Hail, ProposeHead, Proposed, SnapshotAsk, SnapshotHave, SnapshotHead};
+use super::{PeerNode, Peers, Refusal};
 use crate::codec::Proposal;
 use crate::raft::answers;
 use crate::store::members::MemberCall;
 use crate::store::{Inner, Store};
 
-/// Snapshots received at once: one, and one more whose sender may be gone.
-const RECEIVING: usize = 2;
 /// Longest that a call of another node is worked on.
 const LONGEST: Duration = Duration::from_secs(60);
 /// Longest that a node waits to be let in, before it asks again.
@@ -35,7 +33,7 @@ pub(crate) struct Service {
     peers: Peers,
     /// Does not keep the store alive.
     store: Weak<Inner>,
-    receiving: Arc<Semaphore>,
+    receiving: Receiving,
 }
 
 /// Whether the caller's kind of call needs this node to have taken its place.
@@ -52,7 +50,7 @@ impl Service {
         Self {
             peers,
             store,
-            receiving: Arc::new(Semaphore::new(RECEIVING)),
+            receiving: Receiving::default(),
         }
     }
 
@@ -117,14 +115,13 @@ impl Service {
         let first = first.ok_or_else(|| malformed("a snapshot without anything"))?;
         let head = first.head.ok_or_else(|| malformed("a snapshot without a head"))?;
         let store = self.check(certified, &head, Needs::Place).await?;
-        let _slot = self
-            .receiving
-            .try_acquire()
-            .map_err(|_| malformed("snapshots are being received already"))?;
-        let SnapshotHead { vote, size } = wire::decode(&head.payload)?;
+        let head: SnapshotHead = wire::decode(&head.payload)?;
         let inner = store.inner();
-        let received = snapshot::receive(&inner.disk, &inner.snapshots, size, first.data, &mut chunks).await?;
-        answers::install(&inner.raft, vote, received).await
+        let received = self
+            .receiving
+            .receive(&inner.disk, &inner.snapshots, &head, first.data, &mut chunks)
+            .await?;
+        answers::install(&inner.raft, head.vote, received).await
     }
 }
 
@@ -222,6 +219,16 @@ impl RaftService for Service {
                 }
             };
             Ok(wire::encode(&answer))
+        })
+        .await
+    }
+
+    async fn snapshot_at(&self, request: Request<Call>) -> Result<Response<Answer>, Status> {
+        let receiving = self.receiving.clone();
+        self.serve(request, Needs::Place, |store, payload| async move {
+            let ask: SnapshotAsk = wire::decode(&payload)?;
+            let offset = receiving.has(&*store.inner().disk, &ask.id, ask.size).await?;
+            Ok(wire::encode(&SnapshotHave { offset }))
         })
         .await
     }

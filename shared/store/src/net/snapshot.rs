@@ -1,29 +1,32 @@
 //! A whole state on its way to a node that is too far behind for the log: a snapshot file, in chunks.
-//! In: the file here. Out: the same file there, aside, until the state machine takes it in.
-//! Invariants: never more than a few chunks in memory on either side; a file that is not whole and intact is never installed; what was
-//! received aside is removed however the transfer ends, once nobody needs it any more.
-use std::path::PathBuf;
+//! In: the file here. Out: the same file there, aside, until the state machine takes it in; see [`super::receiving`].
+//! Invariants: never more than a few chunks in memory on either side; a file that is not whole and intact is never installed; what has
+//! arrived is not sent again while it is the same file; the disk and the network are left to the log most of the time.
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tonic::{Request, Streaming};
+use tonic::Request;
 use ursa_proto::peer::{Call, Chunk};
-use ursa_runtime::lease;
+use ursa_runtime::heartbeat::Ticker;
+use ursa_runtime::{CancellationToken, heartbeat, lease};
 
-#[cfg(any(test, feature = "testing"))]
-use super::peers::Method;
-use super::peers::{CallError, Peers, call_error, malformed};
-use super::{Lane, Refusal};
+use super::Lane;
+use super::peers::{CallError, Method, Peers, call_error};
+use super::wire::{self, SnapshotAsk, SnapshotHave};
 use crate::disk::{self, Disk, DiskFile};
-use crate::snapshot::{RaftSnapshot, Snapshots};
+use crate::snapshot::RaftSnapshot;
 
 /// Bytes of a chunk: large enough that its message costs nothing, small against the window of the connection.
 const CHUNK: usize = 256 << 10;
-/// Largest file that is taken: far beyond what fits in memory as a state.
-const MAX_SIZE: u64 = 64 << 30;
-/// Longest wait for the next chunk: the sender reads a file and has nothing else to do.
-const CHUNK_WAIT: Duration = Duration::from_secs(30);
+/// What is sent at most per [`PACE`]: 50 MiB/s. The log's disk and the nodes' links have something else to do.
+const BURST: usize = 1 << 20;
+const PACE: Duration = Duration::from_millis(20);
+/// Longest wait for the answer to what has arrived.
+const ASK: Duration = Duration::from_secs(30);
+/// The last bytes of a file, with its length and checksum.
+const TRAILER: u64 = 16;
 
 /// Reads a file front to back as messages. A file that cannot be read ends early, which the receiver notices by the size.
 struct Reader {
@@ -32,6 +35,10 @@ struct Reader {
     offset: u64,
     size: u64,
     head: Option<Call>,
+    peers: Peers,
+    pace: Ticker,
+    /// Bytes that may be sent before the next tick.
+    allowed: usize,
 }
 
 impl Reader {
@@ -39,8 +46,17 @@ impl Reader {
         if self.offset >= self.size && self.head.is_none() {
             return None;
         }
+        #[cfg(any(test, feature = "testing"))]
+        if !self.peers.shared.faults.snapshot_goes_on(self.offset).await {
+            return None;
+        }
         let (file, offset) = (self.file.clone(), self.offset);
         let want = CHUNK.min(usize::try_from(self.size - self.offset).unwrap_or(CHUNK));
+        if self.allowed < want {
+            self.pace.tick().await;
+            self.allowed = BURST;
+        }
+        self.allowed -= want;
         let read = disk::run(&*self.disk, move || {
             let mut data = vec![0; want];
             let read = file.read_at(offset, &mut data)?;
@@ -50,6 +66,7 @@ impl Reader {
         match read.await {
             Ok(data) if data.len() == want => {
                 self.offset += data.len() as u64;
+                self.peers.shared.snapshot_bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
                 let head = self.head.take();
                 Some((Chunk { head, data: data.into() }, self))
             }
@@ -76,7 +93,37 @@ pub(crate) async fn open(snapshot: &RaftSnapshot) -> std::io::Result<(Arc<dyn Di
     .await
 }
 
-/// Sends an open snapshot; `payload` is its head. Dropped, the transfer is cancelled.
+/// Names the content of a file: its length, and the checksum at its end.
+pub(crate) async fn id(disk: &Arc<dyn Disk>, file: &Arc<dyn DiskFile>, size: u64) -> std::io::Result<String> {
+    let file = file.clone();
+    disk::run(&**disk, move || {
+        let mut trailer = vec![0; usize::try_from(TRAILER.min(size)).unwrap_or_default()];
+        let read = file.read_at(size.saturating_sub(TRAILER), &mut trailer)?;
+        trailer.truncate(read);
+        let sum: String = trailer.iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(format!("{size}-{sum}"))
+    })
+    .await
+}
+
+/// Asks how much of this file has arrived already.
+///
+/// # Errors
+/// See [`CallError`].
+pub(crate) async fn arrived(peers: &Peers, node: u64, id: &str, size: u64) -> Result<u64, CallError> {
+    let ask = wire::encode(&SnapshotAsk { id: id.to_owned(), size });
+    match peers.call(node, Lane::Bulk, Method::SnapshotAt, ask, ASK).await {
+        Ok(answer) => {
+            let have: SnapshotHave = wire::decode(&answer).map_err(CallError::Unheard)?;
+            Ok(if have.offset < size { have.offset } else { 0 })
+        }
+        // A program that does not know the question.
+        Err(CallError::Broken(_)) => Ok(0),
+        Err(error) => Err(error),
+    }
+}
+
+/// Sends an open snapshot from `offset` on; `payload` is its head. Dropped, the transfer is cancelled.
 ///
 /// # Errors
 /// See [`CallError`].
@@ -86,16 +133,19 @@ pub(crate) async fn send(
     payload: Bytes,
     disk: Arc<dyn Disk>,
     file: Arc<dyn DiskFile>,
-    size: u64,
+    (offset, size): (u64, u64),
     limit: Duration,
 ) -> Result<Bytes, CallError> {
     peers.shared.may_lead()?;
     let reader = Reader {
         disk,
         file,
-        offset: 0,
+        offset,
         size,
         head: Some(peers.shared.head(node, payload)),
+        peers: peers.clone(),
+        pace: heartbeat::every(PACE, &CancellationToken::new()),
+        allowed: BURST,
     };
     let ask = async {
         #[cfg(any(test, feature = "testing"))]
@@ -115,51 +165,5 @@ pub(crate) async fn send(
         Ok(Ok(answer)) => peers.shared.hear(node, answer.into_inner()).await,
         Ok(Err(status)) => Err(call_error(&status)),
         Err(_) => Err(CallError::Timeout(limit)),
-    }
-}
-
-/// Receives `size` bytes, of which `first` has come already. The file is removed with the last clone of what is returned: a caller that
-/// goes away leaves it to the core, which may have it queued.
-///
-/// # Errors
-/// The stream breaks off, or brings anything else than announced; the disk.
-pub(crate) async fn receive(
-    disk: &Arc<dyn Disk>,
-    snapshots: &Arc<Snapshots>,
-    size: u64,
-    first: Bytes,
-    chunks: &mut Streaming<Chunk>,
-) -> Result<RaftSnapshot, Refusal> {
-    if size > MAX_SIZE {
-        return Err(malformed("the snapshot is too large"));
-    }
-    let io = |error: std::io::Error| {
-        tracing::error!(%error, "cannot store a snapshot that is being received");
-        malformed("the snapshot cannot be stored")
-    };
-    let aside = snapshots.clone();
-    let (file, path): (Arc<dyn DiskFile>, PathBuf) = disk::run(&**disk, move || Ok(aside.receiving()?)).await.map_err(io)?;
-    let received = RaftSnapshot::aside(disk.clone(), path);
-    let (mut offset, mut data) = (0, first);
-    loop {
-        let end = offset + data.len() as u64;
-        if end > size {
-            return Err(malformed("the snapshot is longer than announced"));
-        }
-        let file = file.clone();
-        disk::run(&**disk, move || file.write_at(offset, &data)).await.map_err(io)?;
-        offset = end;
-        let next = lease::within(CHUNK_WAIT, chunks.message()).await;
-        match next {
-            Ok(Ok(Some(chunk))) => data = chunk.data,
-            Ok(Ok(None)) => break,
-            Ok(Err(status)) => return Err(malformed(&format!("the snapshot broke off: {}", status.message()))),
-            Err(_) => return Err(malformed("the snapshot stopped coming")),
-        }
-    }
-    if offset == size {
-        Ok(received)
-    } else {
-        Err(malformed("the snapshot is shorter than announced"))
     }
 }

@@ -87,6 +87,25 @@ pub(crate) struct SnapshotHead {
     pub(crate) vote: Vote,
     /// Bytes of the file.
     pub(crate) size: u64,
+    /// Names the file's content; empty if it cannot be gone on with.
+    #[serde(default)]
+    pub(crate) id: String,
+    /// What was sent before.
+    #[serde(default)]
+    pub(crate) offset: u64,
+}
+
+/// How much of a snapshot has arrived?
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SnapshotAsk {
+    pub(crate) id: String,
+    pub(crate) size: u64,
+}
+
+/// So much.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SnapshotHave {
+    pub(crate) offset: u64,
 }
 
 /// Answer to a snapshot.
@@ -368,7 +387,25 @@ mod tests {
             &format!(r#"{{"from":{vote},"to":1,"last":{last}}}"#),
         );
         golden(Transferred::Accepted, r#"{"transfer":"accepted"}"#);
-        golden(SnapshotHead { vote: VOTE, size: 7 }, &format!(r#"{{"vote":{vote},"size":7}}"#));
+        golden(
+            SnapshotHead {
+                vote: VOTE,
+                size: 7,
+                id: "x".to_owned(),
+                offset: 3,
+            },
+            &format!(r#"{{"vote":{vote},"size":7,"id":"x","offset":3}}"#),
+        );
+        let first: SnapshotHead = decode(format!("\x01{{\"vote\":{vote},\"size\":7}}").as_bytes()).unwrap();
+        assert_eq!((first.id.as_str(), first.offset), ("", 0));
+        golden(
+            SnapshotAsk {
+                id: "x".to_owned(),
+                size: 7,
+            },
+            r#"{"id":"x","size":7}"#,
+        );
+        golden(SnapshotHave { offset: 3 }, r#"{"offset":3}"#);
         golden(Installed { vote: VOTE }, &format!(r#"{{"vote":{vote}}}"#));
         golden(ProposeHead { wait_ms: 7, relay: false }, r#"{"wait_ms":7,"relay":false}"#);
         golden(BarrierCall { wait_ms: 7, relay: true }, r#"{"wait_ms":7,"relay":true}"#);

@@ -70,6 +70,10 @@ impl Machine {
         self.seen.subscribe()
     }
 
+    pub(crate) fn snapshots(&self) -> Arc<Snapshots> {
+        self.snapshots.clone()
+    }
+
     fn load(&mut self, loaded: Loaded) -> Result<(), String> {
         self.members = to_stored(&loaded.meta.members)?;
         self.applied = loaded.meta.last;
@@ -192,7 +196,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf<TypeConfig, RaftSnapshot>>, io::Error> {
-        let Some((meta, snapshot)) = self.snapshots.newest() else {
+        let Some((meta, snapshot)) = self.snapshots.to_send() else {
             return Ok(None);
         };
         Ok(Some(SnapshotOf::<TypeConfig, _> {

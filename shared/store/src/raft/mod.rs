@@ -171,6 +171,7 @@ pub(crate) async fn start(
 ) -> Result<Raft, openraft::errors::Fatal<TypeConfig>> {
     let network = network::Factory {
         peers,
+        snapshots: Some(machine.snapshots()),
         append_wait: timings.sane().election_min,
     };
     Raft::new(node_id, Arc::new(config(timings)), network, entries, machine).await

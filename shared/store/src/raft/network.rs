@@ -4,6 +4,7 @@
 //! makes no calls.
 //! Source: `reference/openraft.md` 3.4: `Unreachable` makes the caller wait before it tries again, `Network` does not at first.
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,13 +25,14 @@ use crate::log::Item;
 use crate::net::peers::{CallError, Method};
 use crate::net::wire::{AppendHead, Appended, Installed, SnapshotHead, Transfer, Transferred, VoteCall, Voted};
 use crate::net::{Lane, Peers, snapshot, wire};
-use crate::snapshot::RaftSnapshot;
+use crate::snapshot::{RaftSnapshot, Snapshots};
 
 /// Makes a connection per peer and purpose.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Factory {
     /// `None` in a group of one.
     pub(crate) peers: Option<Peers>,
+    pub(crate) snapshots: Option<Arc<Snapshots>>,
     /// Longest wait for the answer to an append. Longer than the library's (a heartbeat's period): a slow sync is waited for, not asked for again.
     pub(crate) append_wait: Duration,
 }
@@ -215,27 +217,41 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let peers = self.peers()?;
-        // A newer one may have taken its place meanwhile: the next try sends that.
-        let opened = snapshot::open(&snapshot.snapshot).await;
-        let (file, size) = opened.map_err(|error| StreamingError::Network(NetworkError::new(&error)))?;
         let last = snapshot.meta.last_log_id.as_ref().map(entry_id);
-        let head = wire::encode(&SnapshotHead {
-            vote: from_vote(&vote),
-            size,
-        });
-        tracing::info!(peer = self.target, bytes = size, "sending a snapshot");
-        let disk = snapshot.snapshot.disk.clone();
-        let sending = snapshot::send(peers, self.target, head, disk, file, size, option.hard_ttl());
+        let held = self
+            .factory
+            .snapshots
+            .as_ref()
+            .map(|all| Sending::begin(all, self.target, &snapshot.snapshot));
+        let failed = |error: CallError| StreamingError::from(self.failed(RPCTypes::InstallSnapshot, error));
+        let sending = async {
+            let unread = |error: std::io::Error| StreamingError::Network(NetworkError::new(&error));
+            let (file, size) = snapshot::open(&snapshot.snapshot).await.map_err(unread)?;
+            let disk = snapshot.snapshot.disk.clone();
+            let id = snapshot::id(&disk, &file, size).await.map_err(unread)?;
+            let offset = snapshot::arrived(peers, self.target, &id, size).await.map_err(failed)?;
+            let head = wire::encode(&SnapshotHead {
+                vote: from_vote(&vote),
+                size,
+                id,
+                offset,
+            });
+            tracing::info!(peer = self.target, bytes = size, from = offset, "sending a snapshot");
+            let sent = snapshot::send(peers, self.target, head, disk, file, (offset, size), option.hard_ttl()).await;
+            sent.map_err(failed)
+        };
         let answer = tokio::select! {
             biased;
             closed = cancel => return Err(StreamingError::Closed(closed)),
-            answer = sending => answer,
+            answer = sending => answer?,
         };
-        let answer = answer.and_then(|bytes| wire::decode::<Installed>(&bytes).map_err(CallError::Unheard));
-        let answer = answer.map_err(|error| StreamingError::from(self.failed(RPCTypes::InstallSnapshot, error)))?;
+        let answer: Installed = wire::decode(&answer).map_err(CallError::Unheard).map_err(failed)?;
         if let Some(last) = &last
             && answer.vote == from_vote(&vote)
         {
+            if let Some(held) = held {
+                held.arrived();
+            }
             peers.shared.acked(self.target, answer.vote, *last, Some(*last));
         }
         Ok(SnapshotResponse::new(to_vote(answer.vote)))
@@ -265,5 +281,33 @@ impl RaftNetworkV2<TypeConfig> for Connection {
                 actual: actual.map(log_id),
             }),
         })
+    }
+}
+
+/// A snapshot on its way, whose file stays for that.
+struct Sending {
+    snapshots: Arc<Snapshots>,
+    target: u64,
+    arrived: bool,
+}
+
+impl Sending {
+    fn begin(snapshots: &Arc<Snapshots>, target: u64, snapshot: &RaftSnapshot) -> Self {
+        snapshots.begin_sending(target, snapshot);
+        Self {
+            snapshots: snapshots.clone(),
+            target,
+            arrived: false,
+        }
+    }
+
+    fn arrived(mut self) {
+        self.arrived = true;
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.snapshots.end_sending(self.target, self.arrived);
     }
 }

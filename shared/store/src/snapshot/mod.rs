@@ -2,8 +2,10 @@
 //! In: a state and what it covers. Out: the newest intact one.
 //! Invariants: a file has its final name only once its content is durable; the generation before the newest stays until the next one
 //! is durable, and the log is purged only behind it ([`Snapshots::purgeable`]), so that one damaged file costs nothing. A snapshot from
-//! elsewhere stands for a log that this node never had: it is kept twice, until the next one.
+//! elsewhere stands for a log that this node never had: it is kept twice, until the next one. What is being sent to another node stays until
+//! it has arrived, and the log after it a while longer ([`held`]).
 mod file;
+mod held;
 #[cfg(test)]
 mod tests;
 
@@ -18,6 +20,7 @@ use ursa_state::{SnapshotError, State};
 
 use file::Intact;
 pub use file::Meta;
+use held::Held;
 
 use crate::defects::{self, Defect};
 use crate::disk::Disk;
@@ -151,6 +154,7 @@ pub struct Snapshots {
     received: AtomicU64,
     /// Newest first.
     known: Mutex<Vec<(Meta, PathBuf)>>,
+    held: Mutex<Held>,
     purgeable: watch::Sender<Option<EntryId>>,
 }
 
@@ -211,6 +215,7 @@ impl Snapshots {
             files: Mutex::new(()),
             received: AtomicU64::new(0),
             known: Mutex::new(known),
+            held: Mutex::default(),
             purgeable: watch::Sender::new(None),
         };
         snapshots.drop_old();
@@ -226,14 +231,42 @@ impl Snapshots {
     pub fn newest(&self) -> Option<(Meta, RaftSnapshot)> {
         let known = self.known.lock();
         let (meta, path) = known.first()?;
-        Some((
-            meta.clone(),
-            RaftSnapshot {
-                disk: self.disk.clone(),
-                path: path.clone(),
-                _aside: None,
-            },
-        ))
+        Some((meta.clone(), self.at(path.clone())))
+    }
+
+    fn at(&self, path: PathBuf) -> RaftSnapshot {
+        RaftSnapshot {
+            disk: self.disk.clone(),
+            path,
+            _aside: None,
+        }
+    }
+
+    /// What to send to a node that needs a snapshot: one whose transfer is not over, so that it goes on; else the newest.
+    pub(crate) fn to_send(&self) -> Option<(Meta, RaftSnapshot)> {
+        let under_way = self.held.lock().under_way().map(Path::to_owned);
+        let known = under_way.and_then(|path| self.known.lock().iter().find(|(_, have)| *have == path).cloned());
+        match known {
+            Some((meta, path)) => Some((meta, self.at(path))),
+            None => self.newest(),
+        }
+    }
+
+    /// This one is on its way to `node`.
+    pub(crate) fn begin_sending(&self, node: u64, snapshot: &RaftSnapshot) {
+        let known = self.known.lock();
+        let meta = known.iter().find(|(_, path)| *path == snapshot.path);
+        if let Some(last) = meta.and_then(|(meta, _)| meta.last) {
+            self.held.lock().begin(node, &snapshot.path, last);
+        }
+        drop(known);
+        self.tell_purgeable();
+    }
+
+    /// It is there, or the transfer broke off.
+    pub(crate) fn end_sending(&self, node: u64, arrived: bool) {
+        self.held.lock().end(node, arrived);
+        self.drop_old();
     }
 
     /// Saves a snapshot, durably, and removes generations that are no longer needed.
@@ -339,19 +372,31 @@ impl Snapshots {
         self.drop_old();
     }
 
-    /// Keeps the two newest. A file whose removal a power loss undoes is removed at the next start.
+    /// Keeps the two newest and what is being sent. A file whose removal a power loss undoes is removed at the next start.
     fn drop_old(&self) {
-        let old = {
-            let mut known = self.known.lock();
+        let old: Vec<(Meta, PathBuf)> = {
+            let (mut known, mut held) = (self.known.lock(), self.held.lock());
+            held.forget();
             let keep = known.len().min(GENERATIONS);
-            known.split_off(keep)
+            let (stay, old) = known.split_off(keep).into_iter().partition(|(_, path)| held.needs(path));
+            known.extend::<Vec<_>>(stay);
+            old
         };
         for (_, path) in old {
             if let Err(error) = self.disk.remove(&path) {
                 tracing::warn!(path = %path.display(), %error, "cannot remove an old snapshot");
             }
         }
-        self.purgeable.send_replace(behind_oldest(&self.known.lock()));
+        self.tell_purgeable();
+    }
+
+    fn tell_purgeable(&self) {
+        let (known, held) = (self.known.lock(), self.held.lock());
+        let behind = behind_oldest(&known);
+        self.purgeable.send_replace(match held.floor() {
+            Some(floor) => behind.map(|behind| behind.min(floor)),
+            None => behind,
+        });
     }
 }
 
