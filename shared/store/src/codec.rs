@@ -14,6 +14,9 @@ use crate::log::EntryId;
 
 /// Version of the encoding written here.
 const VERSION: u8 = 1;
+/// Version of commands from [`crate::level::EXAMPLE`] on. No program knows that level.
+#[cfg(any(test, feature = "testing"))]
+const VERSION_OF_EXAMPLE: u8 = 2;
 const BLANK: u8 = 0;
 const COMMAND: u8 = 1;
 const MEMBERS: u8 = 2;
@@ -32,7 +35,15 @@ impl Proposal {
     /// # Errors
     /// It has no JSON form, or one that is refused when read (too deep, a name that is none).
     pub fn new(command: &Command) -> Result<Self, serde_json::Error> {
-        let mut encoded = vec![VERSION, COMMAND];
+        Self::at(command, crate::level::FIRST)
+    }
+
+    /// As [`Proposal::new`], in a group at this feature level.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn at(command: &Command, level: u32) -> Result<Self, serde_json::Error> {
+        let mut encoded = vec![version_at(level), COMMAND];
         serde_json::to_writer(&mut encoded, command)?;
         let read = serde_json::from_slice(encoded.get(2..).unwrap_or_default())?;
         Ok(Self {
@@ -139,6 +150,24 @@ pub struct StoredMembers {
     pub members: Members,
 }
 
+/// Version of the encoding of commands at a feature level.
+fn version_at(level: u32) -> u8 {
+    #[cfg(any(test, feature = "testing"))]
+    if level >= crate::level::EXAMPLE {
+        return VERSION_OF_EXAMPLE;
+    }
+    let _ = level;
+    VERSION
+}
+
+fn is_known(version: u8) -> bool {
+    #[cfg(any(test, feature = "testing"))]
+    if version == VERSION_OF_EXAMPLE {
+        return true;
+    }
+    version == VERSION
+}
+
 /// Content of an entry.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Payload {
@@ -169,7 +198,7 @@ impl Payload {
     pub fn decode(bytes: &[u8]) -> Result<Self, String> {
         match bytes {
             [VERSION, BLANK] => Ok(Self::Blank),
-            [VERSION, COMMAND, json @ ..] => {
+            [version, COMMAND, json @ ..] if is_known(*version) => {
                 let command = serde_json::from_slice(json).map_err(|error| format!("the command cannot be read: {error}"))?;
                 Ok(Self::Command(Proposal {
                     command: Arc::new(command),

@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use ursa_state::{OpError, Revision};
 
-use crate::{log, snapshot};
+use crate::{Levels, log, snapshot};
 
 /// Answer to a call on a running store.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -71,6 +71,15 @@ pub enum OpenError {
         dir.display()
     )]
     Newer { dir: PathBuf, found: u32, known: u32 },
+    /// Its group is at a feature level that this program does not know.
+    #[error(
+        "the data folder {} was written by {} version, at feature level {level}; this one knows levels {known}: install {}, or remove this \
+         node from the group and add a new one with an empty folder under an id that was never used",
+        dir.display(),
+        if *level > known.max { "a newer" } else { "an older" },
+        if *level > known.max { "the version that wrote it, or a newer one" } else { "a version in between first, on all nodes" }
+    )]
+    Level { dir: PathBuf, level: u32, known: Levels },
     /// The folder of another node.
     #[error(
         "the data folder {} belongs to node {found}, this is node {given}: configure node id {found}, or give node {given} a folder of its own",

@@ -1,6 +1,7 @@
 //! What has to be looked after beside the running store: purging behind the older snapshot, keeping the cache up, who leads, naming a new
 //! history, silencing a leader that nobody answers, and stopping the process when the disk or the core has failed.
 //! In: the store. Out: nothing. Invariant: nothing here is on the way of a proposal; a store that was closed is left in peace.
+mod level;
 mod quorum;
 mod voice;
 
@@ -64,6 +65,7 @@ pub(crate) fn spawn(store: &Store, tasks: &Tasks) {
                 grow(weak(), peers.clone(), cluster.members.clone(), inner.closing.clone()),
             );
         }
+        run.spawn("store-level", level::run(weak(), peers.clone(), inner.closing.clone()));
         run.spawn("store-greetings", greetings(peers.clone(), inner.closing.clone()));
         let timings = inner.config.timings;
         run.spawn("store-quorum", quorum::run(weak(), peers.clone(), timings, inner.closing.clone()));

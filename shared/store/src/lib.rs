@@ -24,6 +24,7 @@ pub mod disk;
 mod error;
 mod folder;
 mod keeper;
+mod level;
 pub mod log;
 pub mod net;
 mod raft;
@@ -35,6 +36,7 @@ pub mod testing;
 mod tests;
 
 pub use error::{Error, OpenError};
+pub use level::Levels;
 pub use net::{ClusterConfig, NodeTls, PeerNode, PeerStatus, Peers, QuorumContact, Refusal};
 pub use raft::Timings;
 pub use store::members::{MemberChange, MemberDone, MemberError, Objection};

@@ -28,6 +28,7 @@ use crate::codec::Peer;
 use crate::disk::Disk;
 use crate::error::{Error, OpenError};
 use crate::folder::Folder;
+use crate::level::{Levels, Noted};
 use crate::log::{self, EntryId, Log};
 use crate::net::known::{Known, Missing};
 use crate::net::wire::Barrier;
@@ -74,6 +75,9 @@ pub struct StoreConfig {
     /// Stands in for the connections to the other members.
     #[cfg(any(test, feature = "testing"))]
     pub carrier: Option<Arc<dyn crate::testing::Carrier>>,
+    /// Stands in for the feature levels of another build.
+    #[cfg(any(test, feature = "testing"))]
+    pub levels: Levels,
 }
 
 impl StoreConfig {
@@ -92,7 +96,17 @@ impl StoreConfig {
             recovery_timeout: Duration::from_secs(60),
             #[cfg(any(test, feature = "testing"))]
             carrier: None,
+            #[cfg(any(test, feature = "testing"))]
+            levels: Levels::BUILT,
         }
+    }
+
+    /// The feature levels that this program knows.
+    pub(crate) fn levels(&self) -> Levels {
+        #[cfg(any(test, feature = "testing"))]
+        return self.levels;
+        #[cfg(not(any(test, feature = "testing")))]
+        Levels::BUILT
     }
 }
 
@@ -124,6 +138,9 @@ pub struct StoreStatus {
     pub applied: Option<u64>,
     pub snapshot: Option<u64>,
     pub purged: Option<u64>,
+    /// What all members may do, as far as this node has applied; and what this one knows.
+    pub level: u32,
+    pub levels: Levels,
     /// Everything that this node had stored before its start is applied.
     pub recovered: bool,
     /// This node has taken its place in the group; before that it neither votes nor counts.
@@ -154,6 +171,7 @@ pub(crate) struct Inner {
     pub(crate) snapshots: Arc<Snapshots>,
     views: watch::Receiver<View>,
     applied: watch::Receiver<Option<EntryId>>,
+    level: watch::Receiver<u32>,
     /// `None` in a group of one.
     pub(crate) peers: Option<Peers>,
     pub(crate) leader: watch::Sender<Option<u64>>,
@@ -197,6 +215,7 @@ struct Stored {
 
 fn open_stored(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Stored, OpenError> {
     let (mut folder, lock) = Folder::open(disk.clone(), &config.data_dir, config.node_id)?;
+    let noted = Noted::open(disk.clone(), &folder, config.levels())?;
     let missing = match &config.cluster {
         None => Missing::Fine,
         Some(_) if folder.has_place() => Missing::Lost,
@@ -235,7 +254,7 @@ fn open_stored(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Stored, Ope
         });
     }
     let snapshots = Arc::new(snapshots);
-    let machine = Machine::new(disk.clone(), snapshots.clone(), loaded).map_err(OpenError::Start)?;
+    let machine = Machine::new(disk.clone(), snapshots.clone(), loaded, noted).map_err(OpenError::Start)?;
     Ok(Stored {
         folder,
         known,
@@ -272,9 +291,8 @@ impl Store {
             snapshots,
             machine,
         } = stored;
-        let (views, applied) = (machine.subscribe(), machine.applied());
-        let peers =
-            identity.map(|identity| cluster::peers(&config, identity, &folder, known, log.state().last, views.borrow().history_id()));
+        let (views, applied, level) = (machine.subscribe(), machine.applied(), machine.level());
+        let peers = identity.map(|identity| cluster::peers(&config, identity, &folder, known, &log, &machine));
         let (leader, contact) = match &peers {
             Some(peers) => (peers.shared.leader.clone(), peers.shared.contact.subscribe()),
             None => (watch::Sender::new(None), Contact::new(true).subscribe()),
@@ -294,6 +312,7 @@ impl Store {
                 snapshots,
                 views,
                 applied,
+                level,
                 peers,
                 leader,
                 contact,
@@ -311,6 +330,11 @@ impl Store {
             None => {
                 store.form_alone().await?;
                 store.recover_alone().await?;
+                if store.is_leader_alone()
+                    && let Err(error) = store.raise_level().await
+                {
+                    return Err(OpenError::Start(error.to_string()));
+                }
             }
             Some(peers) => store.join_group(peers, tasks),
         }
@@ -359,6 +383,10 @@ impl Store {
             self.begin_history().await.map_err(|error| OpenError::Start(error.to_string()))?;
         }
         self.note_history().await
+    }
+
+    fn is_leader_alone(&self) -> bool {
+        *self.inner.recovered.borrow() && self.inner.raft.is_leader()
     }
 
     /// Gives what is stored its name. Nothing happens if it has one by then.
@@ -445,6 +473,11 @@ impl Store {
         });
     }
 
+    /// What all members of the group may do, as far as this node has applied.
+    pub fn feature_level(&self) -> u32 {
+        *self.inner.level.borrow()
+    }
+
     /// The newest view here. It may be behind the group; its revision tells how far.
     pub fn view(&self) -> View {
         self.inner.views.borrow().clone()
@@ -500,6 +533,8 @@ impl Store {
             applied: self.inner.applied.borrow().map(|id| id.index),
             snapshot: metrics.snapshot.map(|id| id.index),
             purged: metrics.purged.map(|id| id.index),
+            level: self.feature_level(),
+            levels: self.inner.config.levels(),
             recovered: *self.inner.recovered.borrow(),
             admitted: peers.is_none_or(|peers| peers.shared.admitted.load(Ordering::Acquire)),
             quorum: contact.age() <= raft::lease(&self.inner.config.timings),

@@ -91,7 +91,7 @@ impl Shared {
             }
             return;
         }
-        if matches!(refusal, Refusal::Shortened { .. }) {
+        if matches!(refusal, Refusal::Shortened { .. } | Refusal::Level { .. }) {
             // A member that has itself gone back in time knows less than it did, never more: the word of one is enough.
             self.disown(refusal);
             return;

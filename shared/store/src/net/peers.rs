@@ -27,6 +27,7 @@ use super::promises::Promises;
 use super::roster::Roster;
 use super::tls::Identity;
 use super::{Contact, Refusal};
+use crate::level::Levels;
 use crate::log::EntryId;
 
 /// A ping after this long without traffic, and its deadline: a connection over a dead link is given up within 1.5 s and made anew, instead
@@ -96,6 +97,8 @@ pub struct PeerStatus {
     pub unreachable: Option<String>,
     /// Since the last answer.
     pub answered_ago: Option<Duration>,
+    /// The feature levels that it knows, by its own word.
+    pub levels: Option<Levels>,
 }
 
 /// What the nodes of a group know of this one and it of them. Shared by both sides of the calls.
@@ -106,6 +109,10 @@ pub(crate) struct Shared {
     pub(crate) known: Known,
     /// Where the log of this node ended when it was opened.
     log_end: Option<EntryId>,
+    /// Feature levels: what this node knows, what the group is at as far as it has heard, what the others have said they know.
+    levels: Levels,
+    level: watch::Receiver<u32>,
+    pub(crate) announced: watch::Sender<BTreeMap<u64, Levels>>,
     pub(crate) promises: Promises,
     pub(crate) roster: Roster,
     /// This node has taken its place: it may vote and take entries.
@@ -148,6 +155,8 @@ pub(crate) struct Parts {
     pub(crate) history: Option<HistoryId>,
     pub(crate) known: Known,
     pub(crate) log_end: Option<EntryId>,
+    pub(crate) levels: Levels,
+    pub(crate) level: watch::Receiver<u32>,
     pub(crate) roster: Roster,
     pub(crate) admitted: bool,
     pub(crate) addresses: BTreeMap<u64, String>,
@@ -169,6 +178,9 @@ impl Peers {
                 promises: Promises::new(parts.known.promises()),
                 known: parts.known,
                 log_end: parts.log_end,
+                levels: parts.levels,
+                level: parts.level,
+                announced: watch::Sender::default(),
                 roster: parts.roster,
                 admitted: AtomicBool::new(parts.admitted),
                 contact: Contact::new(false),
@@ -217,6 +229,7 @@ impl Peers {
     /// Every other member as this node sees it.
     pub fn status(&self) -> BTreeMap<u64, PeerStatus> {
         let states = self.shared.dial.states();
+        let announced = self.shared.announced.borrow().clone();
         let members = self.members().into_iter().filter(|(id, _)| *id != self.shared.node);
         members
             .map(|(id, address)| {
@@ -226,6 +239,7 @@ impl Peers {
                     problem: state.problem,
                     unreachable: state.unreachable,
                     answered_ago: state.answered.map(|at| at.elapsed()),
+                    levels: announced.get(&id).copied(),
                 };
                 (id, status)
             })
@@ -335,6 +349,19 @@ pub(crate) fn call_error(status: &Status) -> CallError {
 }
 
 impl Shared {
+    /// Notes which feature levels `node` knows.
+    fn check_levels(&self, node: u64, theirs: Levels) -> Result<(), Refusal> {
+        let level = *self.level.borrow();
+        if !theirs.know(level) {
+            let Levels { min, max } = theirs;
+            let refusal = Refusal::Level { node, level, min, max };
+            self.refused(node, &refusal);
+            return Err(refusal);
+        }
+        self.announced.send_if_modified(|known| known.insert(node, theirs) != Some(theirs));
+        Ok(())
+    }
+
     /// Keeps why there is no traffic with `node`.
     pub(super) fn refused(&self, node: u64, refusal: &Refusal) {
         self.dial.refused(node, refusal);
@@ -361,6 +388,10 @@ impl Shared {
             boot: Bytes::copy_from_slice(self.me.boot.as_bytes()),
             past: Some(self.past_for(to)),
             log_end: self.says_log_end(),
+            levels: Some(peer::Levels {
+                min: self.levels.min,
+                max: self.levels.max,
+            }),
         }
     }
 
@@ -467,6 +498,7 @@ impl Shared {
         let past = sender.past.as_ref().map(super::introduction::boots).transpose()?;
         let found = Shown { life, past };
         self.known.recognise(node, &found)?;
+        self.check_levels(node, levels_of(sender))?;
         let end = sender.log_end.as_ref().map(|end| {
             let (term, index) = (end.term?, end.index?);
             Some(EntryId { term, index })
@@ -477,6 +509,15 @@ impl Shared {
         }
         self.known.meet(node, found).await
     }
+}
+
+/// The feature levels that a sender knows.
+pub(crate) fn levels_of(sender: &peer::Sender) -> Levels {
+    let said = sender.levels.as_ref();
+    said.map_or(Levels::UNSAID, |said| Levels {
+        min: said.min,
+        max: said.max,
+    })
 }
 
 pub(crate) fn malformed(reason: &str) -> Refusal {

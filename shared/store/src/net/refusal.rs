@@ -48,6 +48,12 @@ pub enum Refusal {
         has.map_or_else(|| "none".to_owned(), |has| format!("those up to {has}"))
     )]
     Shortened { node: u64, had: u64, has: Option<u64> },
+    /// Its program does not know the feature level that the group is at.
+    #[error(
+        "node {node} runs a version that knows feature levels {min} to {max}, and the group is at level {level}: install the version that the \
+         other nodes run on node {node}"
+    )]
+    Level { node: u64, level: u32, min: u32, max: u32 },
     /// Two processes on copies of one folder.
     #[error("node {node} runs twice, on copies of one data folder: stop one of them for good")]
     Doubled { node: u64 },
@@ -99,6 +105,7 @@ impl Refusal {
             | Self::OtherFolder { .. }
             | Self::OlderCopy { .. }
             | Self::Shortened { .. }
+            | Self::Level { .. }
             | Self::Doubled { .. }
             | Self::NotMember { .. }
             | Self::HasLeft { .. }
@@ -115,6 +122,8 @@ impl Refusal {
             | Self::Shortened { node: it, .. }
             | Self::Doubled { node: it }
             | Self::HasLeft { node: it, .. } => *it == node,
+            // The other way round it may be the one who says this that is behind.
+            Self::Level { node: it, level, max, .. } => *it == node && level > max,
             _ => false,
         }
     }

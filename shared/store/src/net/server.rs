@@ -13,13 +13,14 @@ use ursa_proto::peer::{Answer, Call, Chunk};
 use ursa_runtime::lease::Deadline;
 use uuid::Uuid;
 
-use super::peers::{malformed, sixteen};
+use super::peers::{levels_of, malformed, sixteen};
 use super::receiving::Receiving;
 use super::wire::{self, BarrierCall, Greeting, Hail, ProposeHead, Proposed, SnapshotAsk, SnapshotHave, SnapshotHead};
 use super::{PeerNode, Peers, Refusal};
 use crate::codec::Proposal;
+use crate::level::Levels;
 use crate::raft::answers;
-use crate::store::members::MemberCall;
+use crate::store::members::{MemberCall, Newcomer};
 use crate::store::{Inner, Store};
 
 /// Longest that a call of another node is worked on.
@@ -206,6 +207,7 @@ impl RaftService for Service {
         let joins = matches!(wire::decode(&call.payload), Ok(MemberCall::Join { .. }));
         let node = call.from.as_ref().map(|sender| sender.node).unwrap_or_default();
         let folder = call.from.as_ref().map(|sender| sixteen(&sender.folder));
+        let levels = call.from.as_ref().map_or(Levels::UNSAID, levels_of);
         let needs = if joins { Needs::PlaceAlone } else { Needs::Place };
         self.serve(request, needs, |store, payload| async move {
             let answer = match wire::decode(&payload)? {
@@ -215,7 +217,12 @@ impl RaftService for Service {
                 }
                 MemberCall::Join { token } => {
                     let folder = folder.ok_or_else(|| malformed("a call without a sender"))??;
-                    store.let_in(node, Uuid::from_bytes(folder), &token, Deadline::after(JOINING)).await
+                    let newcomer = Newcomer {
+                        node,
+                        folder: Uuid::from_bytes(folder),
+                        levels,
+                    };
+                    store.let_in(newcomer, &token, Deadline::after(JOINING)).await
                 }
             };
             Ok(wire::encode(&answer))

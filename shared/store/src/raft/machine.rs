@@ -10,12 +10,13 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::type_config::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::watch;
-use ursa_state::{State, View};
+use ursa_state::{Command, State, View};
 
 use super::{TypeConfig, entry_id, from_stored, log_id, to_stored};
 #[cfg(feature = "defects")]
 use crate::defects::{self, Defect};
 use crate::disk;
+use crate::level::{self, Noted};
 use crate::log::EntryId;
 use crate::snapshot::{Loaded, Meta, RaftSnapshot, Snapshots};
 
@@ -32,6 +33,9 @@ pub(crate) struct Machine {
     /// Newest entry whose effect is in the newest view.
     seen: watch::Sender<Option<EntryId>>,
     disk: Arc<dyn disk::Disk>,
+    noted: Noted,
+    /// Feature level of what was applied.
+    level: watch::Sender<u32>,
     /// Nothing was applied since the start.
     #[cfg(feature = "defects")]
     fresh: bool,
@@ -41,8 +45,8 @@ impl Machine {
     /// A machine that holds what the snapshot holds, or nothing.
     ///
     /// # Errors
-    /// The members in the snapshot are no group.
-    pub(crate) fn new(disk: Arc<dyn disk::Disk>, snapshots: Arc<Snapshots>, loaded: Option<Loaded>) -> Result<Self, String> {
+    /// The members in the snapshot are no group; it is of a feature level that is not known here.
+    pub(crate) fn new(disk: Arc<dyn disk::Disk>, snapshots: Arc<Snapshots>, loaded: Option<Loaded>, noted: Noted) -> Result<Self, String> {
         let views = watch::Sender::new(View::default());
         let mut machine = Self {
             state: State::default(),
@@ -52,6 +56,8 @@ impl Machine {
             views,
             seen: watch::Sender::new(None),
             disk,
+            noted,
+            level: watch::Sender::new(level::FIRST),
             #[cfg(feature = "defects")]
             fresh: true,
         };
@@ -70,11 +76,17 @@ impl Machine {
         self.seen.subscribe()
     }
 
+    /// The feature level of what was applied.
+    pub(crate) fn level(&self) -> watch::Receiver<u32> {
+        self.level.subscribe()
+    }
+
     pub(crate) fn snapshots(&self) -> Arc<Snapshots> {
         self.snapshots.clone()
     }
 
     fn load(&mut self, loaded: Loaded) -> Result<(), String> {
+        self.noted.may_hold(loaded.state.feature_level())?;
         self.members = to_stored(&loaded.meta.members)?;
         self.applied = loaded.meta.last;
         self.state = loaded.state;
@@ -83,6 +95,8 @@ impl Machine {
     }
 
     fn publish(&self) {
+        let level = level::of(self.state.feature_level());
+        self.level.send_if_modified(|known| std::mem::replace(known, level) != level);
         self.views.send_replace(self.state.view().clone());
         self.seen.send_replace(self.applied);
     }
@@ -139,6 +153,11 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 if self.wrong_from_the_start(&entry, &mut twice) {
                     continue;
                 }
+                if let EntryPayload::Normal(proposal) = &entry.payload
+                    && let Command::RaiseFeatureLevel { level } = proposal.command()
+                {
+                    self.noted.rise(*level).await?;
+                }
                 let reply = match &entry.payload {
                     EntryPayload::Normal(proposal) => Some(self.state.apply(entry.log_id.index, proposal.command())),
                     EntryPayload::Blank => {
@@ -192,6 +211,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         let snapshots = self.snapshots.clone();
         // What the file says about itself counts: it is checksummed, the sender's words are not.
         let loaded = disk::run(&*self.disk, move || Ok(snapshots.adopt(&snapshot)?)).await?;
+        self.noted.rise(loaded.state.feature_level()).await?;
         self.load(loaded).map_err(io::Error::other)
     }
 

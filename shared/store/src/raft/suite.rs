@@ -7,6 +7,8 @@ use openraft::testing::log::{StoreBuilder, Suite};
 
 use super::{Confirmed, Entries, Machine, TypeConfig};
 use crate::disk::{Disk, RealDisk, SimDisk};
+use crate::folder::Folder;
+use crate::level::{Levels, Noted};
 use crate::log::{Log, Options};
 use crate::snapshot::Snapshots;
 
@@ -24,7 +26,9 @@ fn build(disk: Arc<dyn Disk>, dir: &Path) -> (Entries, Machine) {
     let (snapshots, loaded, _) = Snapshots::open(disk.clone(), &dir.join("snapshots")).unwrap();
     let confirmed = Arc::new(Confirmed::open(&*disk, dir, &log.state()).unwrap());
     let entries = Entries::new(log, confirmed, disk.clone());
-    (entries, Machine::new(disk, Arc::new(snapshots), loaded).unwrap())
+    let (folder, _) = Folder::open(disk.clone(), &dir.join("folder"), 1).unwrap();
+    let noted = Noted::open(disk.clone(), &folder, Levels::BUILT).unwrap();
+    (entries, Machine::new(disk, Arc::new(snapshots), loaded, noted).unwrap())
 }
 
 struct Simulated;

@@ -18,13 +18,14 @@ use ursa_state::HistoryId;
 use super::{FirstStart, Store, StoreConfig};
 use crate::error::{Error, OpenError};
 use crate::folder::Folder;
-use crate::log::EntryId;
+use crate::log::Log;
 use crate::net::known::{Incarnation, Known};
 use crate::net::peers::Parts;
 use crate::net::roster::Roster;
 use crate::net::server::Service;
 use crate::net::tls::Identity;
 use crate::net::{Peers, QuorumContact, serve_limits, serve_routes};
+use crate::raft::{Entry, Machine};
 
 /// Around the largest proposal or the entries of one request.
 const MESSAGE_OVERHEAD: usize = 4 << 20;
@@ -54,9 +55,10 @@ pub(super) fn peers(
     identity: Arc<Identity>,
     folder: &Folder,
     known: Known,
-    log_end: Option<EntryId>,
-    history: HistoryId,
+    log: &Log<Entry>,
+    machine: &Machine,
 ) -> Peers {
+    let history = machine.subscribe().borrow().history_id();
     let (id, start) = folder.id();
     let cluster = config.cluster.as_ref();
     let parts = Parts {
@@ -67,7 +69,9 @@ pub(super) fn peers(
         },
         history: folder.history().or((history != HistoryId::default()).then_some(history)),
         known,
-        log_end,
+        log_end: log.state().last,
+        levels: config.levels(),
+        level: machine.level(),
         roster: Roster::new(
             config.node_id,
             cluster.map(|cluster| cluster.members.keys().copied().collect()).unwrap_or_default(),

@@ -81,7 +81,7 @@ impl Store {
 
     pub(crate) async fn submit(&self, command: &Command) -> Result<Applied, Error> {
         let config = &self.inner.config;
-        let proposal = Proposal::new(command).map_err(|error| Error::Invalid(error.to_string()))?;
+        let proposal = Proposal::at(command, self.feature_level()).map_err(|error| Error::Invalid(error.to_string()))?;
         let (bytes, limit) = (proposal.size(), config.max_changeset_bytes);
         if bytes > limit {
             return Err(Error::TooLarge { bytes, limit });

@@ -7,12 +7,12 @@ use openraft::async_runtime::watch::WatchReceiver;
 use tokio::time::Instant;
 use ursa_model::Timestamp;
 use ursa_runtime::lease::{self, Deadline};
-use uuid::Uuid;
 
 use super::ledger::Ledger;
-use super::{MemberAnswer, MemberChange, MemberDone, Objection, judge};
+use super::{MemberAnswer, MemberChange, MemberDone, Newcomer, Objection, judge};
 use crate::codec::Peer;
 use crate::error::Error;
+use crate::level::Levels;
 use crate::raft::members::{self, Failed, Picture, Step};
 use crate::store::Store;
 
@@ -73,10 +73,10 @@ impl Store {
     }
 
     /// Lets a node in that comes with a token, as a learner, if this node leads.
-    pub(crate) async fn let_in(&self, node: u64, folder: Uuid, token: &str, deadline: Deadline) -> MemberAnswer {
+    pub(crate) async fn let_in(&self, newcomer: Newcomer, token: &str, deadline: Deadline) -> MemberAnswer {
         let doing = Box::pin(async {
             let _turn = self.inner.changing.lock().await;
-            self.add_learner(node, folder, token, deadline).await
+            self.add_learner(newcomer, token, deadline).await
         });
         match self.if_leading(doing, deadline).await {
             Ok(()) => MemberAnswer::Joined,
@@ -169,10 +169,17 @@ impl Store {
         Ok(MemberDone::Invited { token, until })
     }
 
-    async fn add_learner(&self, node: u64, folder: Uuid, token: &str, deadline: Deadline) -> Result<(), Not> {
+    async fn add_learner(&self, newcomer: Newcomer, token: &str, deadline: Deadline) -> Result<(), Not> {
+        let Newcomer { node, folder, levels } = newcomer;
         let mut ledger = self.ledger().await?;
         let (address, new) = ledger.take(node, token, folder, Timestamp::now())?;
         let picture = self.picture();
+        // The view is the one that a barrier has just led to, and nobody raises the level meanwhile.
+        let level = self.feature_level();
+        if !levels.know(level) {
+            let Levels { min, max } = levels;
+            return Err(Objection::OtherLevel { node, level, min, max }.into());
+        }
         if picture.nodes.contains_key(&node) {
             return match new {
                 true => Err(Objection::IsMember { node }.into()),

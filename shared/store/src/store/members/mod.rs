@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use ursa_model::Timestamp;
 use ursa_runtime::Backoff;
 use ursa_runtime::lease::Deadline;
+use uuid::Uuid;
 
 pub(crate) use follow::run as follow;
 pub(crate) use join::run as join;
@@ -26,6 +27,7 @@ use ledger::Ledger;
 
 use super::Store;
 use crate::error::Error;
+use crate::level::Levels;
 use crate::net::peers::{CallError, Method};
 use crate::net::{Lane, wire};
 
@@ -136,6 +138,11 @@ pub enum Objection {
     TokenUsed { node: u64 },
     #[error("the token of node {node} was valid until {}: have a new one made", until.rfc3339())]
     TokenExpired { node: u64, until: Timestamp },
+    #[error(
+        "node {node} runs a version that knows feature levels {min} to {max}, and the group is at level {level}: install the version that the \
+         members run, then start it again"
+    )]
+    OtherLevel { node: u64, level: u32, min: u32, max: u32 },
     #[error("a token is valid for at least a second and at most 30 days")]
     BadValidity,
     #[error("this is a group of one without a cluster configuration: configure `cluster` on this node first")]
@@ -151,6 +158,14 @@ pub enum MemberError {
     /// It cannot be done now, or it is not known whether it was: ask again, a repeat does no harm.
     #[error(transparent)]
     Store(#[from] Error),
+}
+
+/// A node that wants to be let in.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Newcomer {
+    pub(crate) node: u64,
+    pub(crate) folder: Uuid,
+    pub(crate) levels: Levels,
 }
 
 /// What goes from node to node.

@@ -6,6 +6,7 @@ use ursa_runtime::lease::Deadline;
 
 use super::misuse::{problem, stopped};
 use super::{Group, PATIENCE, free_address, lose, timings, wait, write};
+use crate::store::members::Newcomer;
 use crate::tests::value;
 use crate::{FirstStart, MemberChange, MemberDone, MemberError, Objection, Refusal, Role};
 
@@ -170,10 +171,14 @@ async fn a_token_lets_one_node_in_once_and_says_why_it_does_not() {
     group.level().await;
     let leader = group.leader().await;
     let token = group.nodes[&new].config.cluster.as_ref().unwrap().join.clone().unwrap();
-    let other_folder = uuid::Uuid::new_v4();
+    let other_folder = Newcomer {
+        node: new,
+        folder: uuid::Uuid::new_v4(),
+        levels: crate::Levels::BUILT,
+    };
     let answer = group
         .store(leader)
-        .let_in(new, other_folder, token.expose(), Deadline::after(PATIENCE))
+        .let_in(other_folder, token.expose(), Deadline::after(PATIENCE))
         .await;
     let text = format!("{answer:?}");
     assert!(text.contains("TokenUsed"), "{text}");

@@ -1,9 +1,11 @@
 //! Several stores as one group: real files, real TLS over loopback, links that can be cut.
 mod faults;
+mod levels;
 mod membership;
 mod misuse;
 mod rounds;
 mod shortened;
+mod transfer;
 mod usual;
 
 use std::collections::BTreeMap;
@@ -247,7 +249,11 @@ impl Group {
 
     /// Waits until all running nodes show the same.
     async fn level(&self) {
-        let running = self.running();
+        self.level_of(&self.running()).await;
+    }
+
+    /// Waits until these nodes show the same.
+    async fn level_of(&self, running: &[u64]) {
         self.wait("all nodes show the same", || {
             let newest = running.iter().map(|id| self.store(*id).status().applied).max().unwrap();
             let level = running.iter().all(|id| self.store(*id).status().applied == newest);
