@@ -35,7 +35,7 @@ fn gauge(value: i64, encoder: MetricEncoder<'_>) -> fmt::Result {
     ConstGauge::new(value).encode(encoder)
 }
 
-fn plain(view: &ClusterView) -> [(&'static str, &'static str, i64); 12] {
+fn plain(view: &ClusterView) -> [(&'static str, &'static str, i64); 13] {
     let healthy = view.members.iter().filter(|m| m.healthy).count();
     [
         ("leader", "Whether this node leads its group", flag(view.role == "leader")),
@@ -65,6 +65,11 @@ fn plain(view: &ClusterView) -> [(&'static str, &'static str, i64); 12] {
             "raft_lag_entries",
             "Entries that this node has stored and not applied",
             number(Some(view.lag)),
+        ),
+        (
+            "store_feature_level",
+            "Feature level of the group, as far as this node has applied",
+            i64::from(view.feature_level),
         ),
         (
             "raft_quorum",
@@ -101,6 +106,13 @@ impl Collector for ClusterMetrics {
         let mut healthy = encoder.encode_descriptor("raft_member_healthy", "Whether a member was heard lately", None, MetricType::Gauge)?;
         for member in &view.members {
             gauge(flag(member.healthy), healthy.encode_family(&[("member", member.id.to_string())])?)?;
+        }
+        let help = "Newest feature level that a member knows, by its own word";
+        let mut levels = encoder.encode_descriptor("store_member_feature_level_max", help, None, MetricType::Gauge)?;
+        for member in &view.members {
+            if let Some(known) = member.feature_levels {
+                gauge(i64::from(known.max), levels.encode_family(&[("member", member.id.to_string())])?)?;
+            }
         }
         let mut lag = encoder.encode_descriptor(
             "raft_member_lag_entries",

@@ -16,7 +16,7 @@ use axum::{
 };
 use serde::Serialize;
 use ursa_runtime::Readiness;
-use ursa_store::{Role, Store};
+use ursa_store::{Levels, Role, Store};
 
 use crate::{
     cluster,
@@ -80,6 +80,8 @@ pub(crate) struct ClusterView {
     #[serde(flatten)]
     pub(crate) logs: Logs,
     pub(crate) purged: Option<u64>,
+    /// What all nodes may do, for all of them can.
+    pub(crate) feature_level: u32,
     /// Entries that are stored and not applied.
     pub(crate) lag: u64,
     pub(crate) quorum: bool,
@@ -119,6 +121,9 @@ pub(crate) struct MemberView {
     /// Entries between the newest that any member is known to have and the newest that this one has applied.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) lag: Option<u64>,
+    /// The feature levels that its version knows, by its own word.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) feature_levels: Option<Levels>,
     #[serde(skip_serializing_if = "Option::is_none")]
     answered_ago_ms: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -193,6 +198,10 @@ fn view(parts: &Parts) -> ClusterView {
             revision: word.as_ref().map(|w| w.revision),
             lag: word.as_ref().map(|w| newest.saturating_sub(w.applied.unwrap_or(0))),
             logs: word.as_ref().map(logs),
+            feature_levels: match this_node {
+                true => Some(status.levels),
+                false => peer.and_then(|p| p.levels),
+            },
             answered_ago_ms: answered.map(millis),
             unreachable: peer.and_then(|p| p.unreachable.clone()),
             problem: refused.map(ToString::to_string).or_else(|| hears.and_then(|p| p.differs.clone())),
@@ -209,6 +218,7 @@ fn view(parts: &Parts) -> ClusterView {
         revision: status.revision,
         logs: logs(&mine),
         purged: status.purged,
+        feature_level: status.level,
         lag: status.last_log.unwrap_or(0).saturating_sub(status.applied.unwrap_or(0)),
         quorum: status.quorum,
         quorum_age_ms: millis(status.quorum_age),
