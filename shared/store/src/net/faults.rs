@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::{Response, Status};
 use ursa_proto::peer;
 use ursa_runtime::lease::Deadline;
 
 use super::peers::Method;
+use crate::level::Levels;
 
 /// What is lost on the way to a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,8 @@ pub(crate) struct Faults {
     cuts: watch::Sender<BTreeMap<u64, Cut>>,
     /// This node does not say where its log ended, as a program from before that was said.
     pub(crate) hides_log_end: AtomicBool,
+    /// This node says that it knows these feature levels.
+    pub(crate) announces: Mutex<Option<Levels>>,
     /// Snapshots are sent up to here.
     snapshot: watch::Sender<Option<Stop>>,
 }
@@ -50,6 +54,7 @@ impl Default for Faults {
         Self {
             cuts: watch::Sender::new(BTreeMap::new()),
             hides_log_end: AtomicBool::new(false),
+            announces: Mutex::default(),
             snapshot: watch::Sender::new(None),
         }
     }

@@ -388,11 +388,17 @@ impl Shared {
             boot: Bytes::copy_from_slice(self.me.boot.as_bytes()),
             past: Some(self.past_for(to)),
             log_end: self.says_log_end(),
-            levels: Some(peer::Levels {
-                min: self.levels.min,
-                max: self.levels.max,
-            }),
+            levels: Some(self.says_levels()),
         }
+    }
+
+    fn says_levels(&self) -> peer::Levels {
+        let Levels { min, max } = self.levels;
+        #[cfg(any(test, feature = "testing"))]
+        if let Some(Levels { min, max }) = *self.faults.announces.lock() {
+            return peer::Levels { min, max };
+        }
+        peer::Levels { min, max }
     }
 
     fn says_log_end(&self) -> Option<peer::LogEnd> {

@@ -223,9 +223,9 @@ impl RaftNetworkV2<TypeConfig> for Connection {
             .snapshots
             .as_ref()
             .map(|all| Sending::begin(all, self.target, &snapshot.snapshot));
-        let failed = |error: CallError| StreamingError::from(self.failed(RPCTypes::InstallSnapshot, error));
+        let failed = |error: CallError| StreamingError::<TypeConfig>::from(self.failed(RPCTypes::InstallSnapshot, error));
         let sending = async {
-            let unread = |error: std::io::Error| StreamingError::Network(NetworkError::new(&error));
+            let unread = |error: std::io::Error| StreamingError::<TypeConfig>::Network(NetworkError::new(&error));
             let (file, size) = snapshot::open(&snapshot.snapshot).await.map_err(unread)?;
             let disk = snapshot.snapshot.disk.clone();
             let id = snapshot::id(&disk, &file, size).await.map_err(unread)?;
