@@ -3,6 +3,7 @@
 //! Invariant: nothing here is needed in a group of one, and everything works there all the same.
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum::Router;
 use openraft::async_runtime::watch::WatchReceiver;
@@ -88,6 +89,63 @@ pub(super) fn peers(
 }
 
 impl Store {
+    /// Runs beside the store what waits for the other members.
+    pub(super) fn join_group(&self, peers: &Peers, tasks: &Tasks) {
+        let inner = &self.inner;
+        let Some(cluster) = &inner.config.cluster else { return };
+        let (weak, closing) = (Arc::downgrade(inner), inner.closing.clone());
+        if !peers.shared.admitted.load(Ordering::Acquire) {
+            let (peers, members, owner, closing) = (peers.clone(), cluster.members.clone(), tasks.clone(), closing.clone());
+            let weak = weak.clone();
+            tasks.spawn("store-admission", OnExit::Ignore, |cancel| {
+                let work = crate::net::admission::run(weak, peers, members, owner, cancel.clone());
+                crate::keeper::until(cancel, closing, work)
+            });
+        } else {
+            let voters: Vec<u64> = inner.raft.voter_ids().collect();
+            if !voters.is_empty() && !voters.iter().eq(cluster.members.keys()) {
+                tracing::warn!(
+                    group = ?voters,
+                    configured = ?cluster.members.keys().collect::<Vec<_>>(),
+                    "the configured members are not those of the group; the group's own list counts"
+                );
+            }
+        }
+        let (members, views, known) = (inner.raft.server_metrics(), inner.views.clone(), peers.clone());
+        let ending = closing.clone();
+        tasks.spawn("store-roster", OnExit::Ignore, |cancel| {
+            crate::keeper::until(cancel, ending, super::members::follow(members, views, known))
+        });
+        let mut metrics = inner.raft.metrics();
+        tasks.spawn("store-recovery", OnExit::Ignore, |cancel| {
+            let recovery = async move {
+                // As `wait_for_recovery`, but without keeping the core alive.
+                loop {
+                    let (reached, target) = {
+                        let now = metrics.borrow_watched();
+                        let committed = now.cluster_committed.as_ref().map(|id| id.index);
+                        (committed.is_some() && committed >= now.last_log_index, committed)
+                    };
+                    if reached {
+                        let Some(store) = weak.upgrade().map(Store::from) else { return };
+                        let mut applied = store.inner.applied.clone();
+                        drop(store);
+                        if applied.wait_for(|applied| applied.map(|id| id.index) >= target).await.is_ok()
+                            && let Some(inner) = weak.upgrade()
+                        {
+                            inner.recovered.send_replace(true);
+                        }
+                        return;
+                    }
+                    if metrics.changed().await.is_err() {
+                        return;
+                    }
+                }
+            };
+            crate::keeper::until(cancel, closing, recovery)
+        });
+    }
+
     /// The other members; `None` in a group of one.
     pub fn peers(&self) -> Option<&Peers> {
         self.inner.peers.as_ref()
