@@ -20,7 +20,7 @@ use tokio::sync::{Notify, watch};
 use ursa_runtime::CancellationToken;
 use ursa_runtime::error::Chain;
 use ursa_runtime::lease::{self, Deadline};
-use ursa_runtime::tasks::{OnExit, Tasks};
+use ursa_runtime::tasks::Tasks;
 use ursa_state::{Command, HistoryId, Revision, View};
 
 use crate::cache::Cache;
