@@ -50,7 +50,8 @@ async fn versions(store: &Store) -> (Vec<u8>, Vec<u8>) {
     });
     let (mut before, mut after, mut raised) = (Vec::new(), Vec::new(), false);
     for proposal in commands {
-        if raised { &mut after } else { &mut before }.push(proposal.encoded()[0]);
+        let part = if raised { &mut after } else { &mut before };
+        part.push(proposal.encoded()[0]);
         raised |= matches!(proposal.command(), ursa_state::Command::RaiseFeatureLevel { .. });
     }
     (before, after)
@@ -164,8 +165,9 @@ async fn the_others_do_not_listen_to_a_version_that_does_not_know_the_level() {
         valid_ms: 3_600_000,
     };
     let done = group.store(1).change_members(invite, Deadline::after(PATIENCE)).await.unwrap();
-    let MemberDone::Invited { token, .. } = done else {
-        panic!("{done:?}")
+    let token = match done {
+        MemberDone::Invited { token, .. } => token,
+        other => panic!("{other:?}"),
     };
     group.node(4).config.cluster.as_mut().unwrap().join = Some(ursa_runtime::config::Secret::new(token));
     group.node(4).config.first_start = crate::FirstStart::WaitToBeAdded;
