@@ -35,7 +35,7 @@ fn gauge(value: i64, encoder: MetricEncoder<'_>) -> fmt::Result {
     ConstGauge::new(value).encode(encoder)
 }
 
-fn plain(view: &ClusterView) -> [(&'static str, &'static str, i64); 12] {
+fn plain(view: &ClusterView) -> [(&'static str, &'static str, i64); 13] {
     let healthy = view.members.iter().filter(|m| m.healthy).count();
     [
         ("leader", "Whether this node leads its group", flag(view.role == "leader")),
@@ -71,6 +71,11 @@ fn plain(view: &ClusterView) -> [(&'static str, &'static str, i64); 12] {
             "Whether a majority was in contact within the last lease",
             flag(view.quorum),
         ),
+        (
+            "store_disk_refuses",
+            "Whether the disk of this node takes nothing: writes are refused until it does",
+            flag(view.disk_refuses.is_some()),
+        ),
         ("store_revision", "Revision of this node's view", number(Some(view.revision))),
         (
             "ready",
@@ -94,6 +99,11 @@ impl Collector for ClusterMetrics {
         let help = "Time since a majority was in contact";
         let age = encoder.encode_descriptor("raft_quorum_age", help, Some(&Unit::Seconds), MetricType::Gauge)?;
         ConstGauge::new(seconds(view.quorum_age_ms)).encode(age)?;
+        if let Some(free) = view.disk_free_bytes {
+            let help = "Free space of the file system with the data folder";
+            let bytes = encoder.encode_descriptor("store_disk_free", help, Some(&Unit::Bytes), MetricType::Gauge)?;
+            gauge(number(Some(free)), bytes)?;
+        }
         let mut roles = encoder.encode_descriptor("raft_role", "1 at the role of this node", None, MetricType::Gauge)?;
         for role in ROLES {
             gauge(flag(view.role == role), roles.encode_family(&[("role", role)])?)?;

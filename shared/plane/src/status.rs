@@ -86,6 +86,12 @@ pub(crate) struct ClusterView {
     pub(crate) quorum_age_ms: u64,
     recovered: bool,
     admitted: bool,
+    /// Why the disk of this node takes nothing, if so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) disk_refuses: Option<String>,
+    /// Free bytes of the file system with the data folder, if known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) disk_free_bytes: Option<u64>,
     /// What keeps this node from being ready.
     pub(crate) not_ready: Vec<String>,
     heartbeat_ms: u64,
@@ -180,6 +186,10 @@ fn view(parts: &Parts) -> ClusterView {
         let answered = peer.and_then(|p| p.answered_ago);
         let heard = hears.is_some_and(|p| p.connected) || answered.is_some_and(|ago| ago < cluster::contact(*timing));
         let refused = peer.and_then(|p| p.problem.as_ref());
+        let full = match this_node {
+            true => status.disk_refuses.clone(),
+            false => peer.and_then(|p| p.disk_refuses.clone()),
+        };
         let word = told(*id);
         MemberView {
             id: *id,
@@ -195,7 +205,10 @@ fn view(parts: &Parts) -> ClusterView {
             logs: word.as_ref().map(logs),
             answered_ago_ms: answered.map(millis),
             unreachable: peer.and_then(|p| p.unreachable.clone()),
-            problem: refused.map(ToString::to_string).or_else(|| hears.and_then(|p| p.differs.clone())),
+            problem: refused
+                .map(ToString::to_string)
+                .or_else(|| full.map(|reason| format!("its disk takes nothing: {reason}")))
+                .or_else(|| hears.and_then(|p| p.differs.clone())),
             observed_connected: (!this_node && group.is_some()).then(|| hears.is_some_and(|p| p.connected)),
             heard_through: hears.filter(|p| !p.connected).and_then(|p| p.through),
         }
@@ -212,6 +225,8 @@ fn view(parts: &Parts) -> ClusterView {
         lag: status.last_log.unwrap_or(0).saturating_sub(status.applied.unwrap_or(0)),
         quorum: status.quorum,
         quorum_age_ms: millis(status.quorum_age),
+        disk_refuses: status.disk_refuses.clone(),
+        disk_free_bytes: status.disk_free,
         recovered: status.recovered,
         admitted: status.admitted,
         not_ready,

@@ -4,6 +4,7 @@
 //! [`Store::view`] of this node; nothing here assumes that the group has one member.
 mod cluster;
 pub mod members;
+pub(crate) mod room;
 mod share;
 mod submit;
 
@@ -36,6 +37,9 @@ use crate::raft::{self, Entries, Entry, Machine, Raft, Timings};
 use crate::snapshot::Snapshots;
 
 pub(crate) use cluster::is_address;
+
+/// Longest wait for the end of the core of a store whose disk takes nothing.
+const CORE_ENDS: Duration = Duration::from_secs(1);
 
 /// What a node without any data does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -132,6 +136,10 @@ pub struct StoreStatus {
     pub quorum: bool,
     /// How long ago it last was.
     pub quorum_age: Duration,
+    /// Why the disk of this node takes nothing at the moment, if so.
+    pub disk_refuses: Option<String>,
+    /// Free bytes of the file system with the data folder, if that can be known.
+    pub disk_free: Option<u64>,
     /// The other members as this node sees them.
     pub peers: BTreeMap<u64, PeerStatus>,
 }
@@ -150,6 +158,8 @@ pub(crate) struct Inner {
     pub(crate) folder: Arc<Mutex<Folder>>,
     pub(crate) raft: Raft,
     pub(crate) log: Log<Entry>,
+    /// Why the disk takes nothing at the moment.
+    pub(crate) refused: watch::Receiver<Option<String>>,
     pub(crate) snapshots: Arc<Snapshots>,
     views: watch::Receiver<View>,
     applied: watch::Receiver<Option<EntryId>>,
@@ -268,7 +278,9 @@ impl Store {
             machine,
         } = stored;
         let (views, applied) = (machine.subscribe(), machine.applied());
-        let peers = identity.map(|identity| cluster::peers(&config, identity, &folder, known, views.borrow().history_id()));
+        let refused = log.refused();
+        let peers =
+            identity.map(|identity| cluster::peers(&config, identity, &folder, known, views.borrow().history_id(), refused.clone()));
         let (leader, contact) = match &peers {
             Some(peers) => (peers.shared.leader.clone(), peers.shared.contact.subscribe()),
             None => (watch::Sender::new(None), Contact::new(true).subscribe()),
@@ -284,6 +296,7 @@ impl Store {
                 folder: Arc::new(Mutex::new(folder)),
                 raft,
                 log,
+                refused,
                 snapshots,
                 views,
                 applied,
@@ -497,6 +510,8 @@ impl Store {
             admitted: peers.is_none_or(|peers| peers.shared.admitted.load(Ordering::Acquire)),
             quorum: contact.age() <= raft::lease(&self.inner.config.timings),
             quorum_age: contact.age(),
+            disk_refuses: self.refusing(),
+            disk_free: self.inner.disk.free(&self.inner.config.data_dir),
             peers: peers.map(Peers::status).unwrap_or_default(),
         }
     }
@@ -541,7 +556,22 @@ impl Store {
             return Ok(());
         }
         *closed = true;
-        if let Err(error) = self.inner.raft.shutdown().await {
+        let mut core = std::pin::pin!(self.inner.raft.shutdown());
+        let refused = self.inner.refused.borrow().is_some();
+        let ended = match refused {
+            false => core.await,
+            true => match lease::within(CORE_ENDS, &mut core).await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    // It waits for the log, and the log for the disk.
+                    if let Err(error) = self.inner.log.close().await {
+                        tracing::warn!(error = %Chain(&error), "what the disk did not take was never acknowledged, and is lost");
+                    }
+                    core.await
+                }
+            },
+        };
+        if let Err(error) = ended {
             tracing::warn!(%error, "the core of the store ended badly");
         }
         if let Some(cache) = &self.inner.cache {

@@ -120,6 +120,20 @@ impl<E: Item> Log<E> {
         self.memory.lock().watch_failed()
     }
 
+    /// `Some`, with the reason, while the disk takes nothing although nothing is lost. What is handed in all the same is written as long as
+    /// there is room that was taken before, and waits then; see [`Log::retry`].
+    pub fn refused(&self) -> watch::Receiver<Option<String>> {
+        self.memory.lock().watch_refused()
+    }
+
+    /// Has the writer find out whether the disk takes writes again, and write what waits. Whatever else is handed in does so, too.
+    ///
+    /// # Errors
+    /// The log takes nothing more.
+    pub async fn retry(&self) -> Result<(), Error> {
+        self.submit(Op::Retry, None).await
+    }
+
     /// Appends entries that follow the last. They can be read on return; `done` is called when they are durable.
     /// Waits only for room in the queue. Cancel-safe: dropped before it returns, nothing was appended.
     ///
@@ -255,7 +269,7 @@ fn admit<E: Item>(memory: &mut Memory<E>, op: &Op<E>) -> Result<(), Error> {
         Op::Committed(id) => memory.committed = memory.committed.max(Some(*id)),
         Op::Truncate(to) => memory.truncate_after(*to),
         Op::Purge(upto) => memory.purge(*upto),
-        Op::Close => {}
+        Op::Retry | Op::Close => {}
     }
     Ok(())
 }

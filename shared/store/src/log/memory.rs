@@ -54,6 +54,8 @@ pub(super) struct Memory<E> {
     cached_bytes: usize,
     cache_limit: usize,
     failed: watch::Sender<Option<Failure>>,
+    /// Why the disk takes nothing at the moment.
+    refused: watch::Sender<Option<String>>,
 }
 
 impl<E> Memory<E> {
@@ -70,6 +72,7 @@ impl<E> Memory<E> {
             cached_bytes: 0,
             cache_limit,
             failed: watch::Sender::new(None),
+            refused: watch::Sender::new(None),
         }
     }
 
@@ -179,6 +182,25 @@ impl<E> Memory<E> {
     /// Why nothing more is taken, if so.
     pub(super) fn failed(&self) -> Option<Failure> {
         self.failed.borrow().clone()
+    }
+
+    pub(super) fn watch_refused(&self) -> watch::Receiver<Option<String>> {
+        self.refused.subscribe()
+    }
+
+    pub(super) fn is_refused(&self) -> bool {
+        self.refused.borrow().is_some()
+    }
+
+    /// The disk takes nothing, or takes writes again. Says whether that is news.
+    pub(super) fn refuse(&self, why: Option<String>) -> bool {
+        self.refused.send_if_modified(|known| {
+            let news = known.is_some() != why.is_some();
+            if news {
+                *known = why;
+            }
+            news
+        })
     }
 
     pub(super) fn watch_failed(&self) -> watch::Receiver<Option<Failure>> {

@@ -22,6 +22,7 @@ use ursa_state::HistoryId;
 use uuid::Uuid;
 
 use super::dial::Dial;
+use super::disks::Disks;
 use super::known::{Incarnation, Known, Shown};
 use super::roster::Roster;
 use super::tls::Identity;
@@ -93,6 +94,8 @@ pub struct PeerStatus {
     pub unreachable: Option<String>,
     /// Since the last answer.
     pub answered_ago: Option<Duration>,
+    /// Why its disk takes nothing, if so.
+    pub disk_refuses: Option<String>,
 }
 
 /// What the nodes of a group know of this one and it of them. Shared by both sides of the calls.
@@ -109,6 +112,7 @@ pub(crate) struct Shared {
     pub(crate) muted: AtomicBool,
     /// This leader has given up its lead, and is silent until somebody else has it.
     pub(crate) replaced: AtomicBool,
+    pub(crate) disks: Disks,
     /// The group knows this node as another one.
     pub(crate) disowned: watch::Sender<Option<Refusal>>,
     pub(crate) leader: watch::Sender<Option<u64>>,
@@ -146,6 +150,7 @@ pub(crate) struct Parts {
     pub(crate) detours: BTreeMap<u64, String>,
     pub(crate) identity: Arc<Identity>,
     pub(crate) message_limit: usize,
+    pub(crate) disks: Disks,
     #[cfg(any(test, feature = "testing"))]
     pub(crate) carrier: Option<Arc<dyn super::carrier::Carrier>>,
 }
@@ -163,6 +168,7 @@ impl Peers {
                 contact: Contact::new(false),
                 muted: AtomicBool::new(false),
                 replaced: AtomicBool::new(false),
+                disks: parts.disks,
                 disowned: watch::Sender::new(None),
                 leader: watch::Sender::new(None),
                 message_limit: parts.message_limit,
@@ -214,6 +220,7 @@ impl Peers {
                     problem: state.problem,
                     unreachable: state.unreachable,
                     answered_ago: state.answered.map(|at| at.elapsed()),
+                    disk_refuses: self.shared.disks.of(id),
                 };
                 (id, status)
             })
@@ -232,6 +239,7 @@ impl Peers {
     /// It has left.
     pub(crate) fn forget(&self, node: u64) {
         self.shared.dial.forget(node);
+        self.shared.disks.note(node, "");
         self.shared.channels.lock().retain(|(id, _), _| *id != node);
     }
 
@@ -342,6 +350,7 @@ impl Shared {
             start: self.me.start,
             boot: Bytes::copy_from_slice(self.me.boot.as_bytes()),
             past: Some(self.past_for(to)),
+            disk_refuses: self.disks.own().unwrap_or_default(),
         }
     }
 
@@ -435,7 +444,9 @@ impl Shared {
             boot: Uuid::from_bytes(sixteen(&sender.boot)?),
         };
         let past = sender.past.as_ref().map(super::introduction::boots).transpose()?;
-        self.known.meet(node, Shown { life, past }).await
+        self.known.meet(node, Shown { life, past }).await?;
+        self.disks.note(node, &sender.disk_refuses);
+        Ok(())
     }
 }
 

@@ -117,6 +117,10 @@ impl Service {
         let first = first.ok_or_else(|| malformed("a snapshot without anything"))?;
         let head = first.head.ok_or_else(|| malformed("a snapshot without a head"))?;
         let store = self.check(certified, &head, Needs::Place).await?;
+        if let Some(reason) = self.peers.shared.disks.own() {
+            let node = self.peers.shared.node;
+            return Err(Refusal::DiskRefuses { node, reason });
+        }
         let _slot = self
             .receiving
             .try_acquire()
@@ -133,7 +137,8 @@ impl RaftService for Service {
     async fn append(&self, request: Request<Call>) -> Result<Response<Answer>, Status> {
         let peers = self.peers.clone();
         self.serve(request, Needs::Place, |store, payload| async move {
-            answers::append(&store.inner().raft, &peers.shared.contact, &payload).await
+            let full = peers.shared.disks.own();
+            answers::append(&store.inner().raft, &peers.shared.contact, full, &payload).await
         })
         .await
     }

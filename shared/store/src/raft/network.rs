@@ -135,7 +135,14 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         request: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let contact = self.peers()?.shared.contact.now();
+        let shared = &self.peers()?.shared;
+        if let (Some(reason), false) = (shared.disks.of(self.target), request.entries.is_empty()) {
+            // It would refuse them; its heartbeats will say when it takes them.
+            return Err(RPCError::Unreachable(Unreachable::from_string(format!(
+                "its disk takes nothing: {reason}"
+            ))));
+        }
+        let contact = shared.contact.now();
         let head = AppendHead {
             vote: from_vote(&request.vote),
             prev: request.prev_log_id.as_ref().map(entry_id),

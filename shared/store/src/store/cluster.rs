@@ -18,6 +18,7 @@ use ursa_state::HistoryId;
 use super::{FirstStart, Store, StoreConfig};
 use crate::error::{Error, OpenError};
 use crate::folder::Folder;
+use crate::net::disks::Disks;
 use crate::net::known::{Incarnation, Known};
 use crate::net::peers::Parts;
 use crate::net::roster::Roster;
@@ -48,7 +49,14 @@ pub(crate) fn is_address(address: &str) -> bool {
 }
 
 /// What the calls to and from the others need.
-pub(super) fn peers(config: &StoreConfig, identity: Arc<Identity>, folder: &Folder, known: Known, history: HistoryId) -> Peers {
+pub(super) fn peers(
+    config: &StoreConfig,
+    identity: Arc<Identity>,
+    folder: &Folder,
+    known: Known,
+    history: HistoryId,
+    refused: watch::Receiver<Option<String>>,
+) -> Peers {
     let (id, start) = folder.id();
     let cluster = config.cluster.as_ref();
     let parts = Parts {
@@ -68,6 +76,7 @@ pub(super) fn peers(config: &StoreConfig, identity: Arc<Identity>, folder: &Fold
         detours: cluster.map(|cluster| cluster.dial.clone()).unwrap_or_default(),
         identity,
         message_limit: config.max_changeset_bytes + MESSAGE_OVERHEAD,
+        disks: Disks::new(config.data_dir.display().to_string(), refused),
         #[cfg(any(test, feature = "testing"))]
         carrier: config.carrier.clone(),
     };

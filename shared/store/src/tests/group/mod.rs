@@ -1,5 +1,6 @@
 //! Several stores as one group: real files, real TLS over loopback, links that can be cut.
 mod faults;
+mod full;
 mod membership;
 mod misuse;
 mod rounds;
