@@ -89,6 +89,12 @@ pub(crate) struct ClusterView {
     /// Why the disk of this node takes nothing, if so.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) disk_refuses: Option<String>,
+    /// How often this node has synced its log since its start, and how long all of that took.
+    pub(crate) log_syncs: u64,
+    pub(crate) log_sync_micros: u64,
+    /// What is stored, without its history, and the limit of it.
+    pub(crate) store_bytes: u64,
+    pub(crate) store_max_bytes: u64,
     /// Free bytes of the file system with the data folder, if known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) disk_free_bytes: Option<u64>,
@@ -226,6 +232,10 @@ fn view(parts: &Parts) -> ClusterView {
         quorum: status.quorum,
         quorum_age_ms: millis(status.quorum_age),
         disk_refuses: status.disk_refuses.clone(),
+        log_syncs: status.syncs.0,
+        log_sync_micros: u64::try_from(status.syncs.1.as_micros()).unwrap_or(u64::MAX),
+        store_bytes: status.bytes,
+        store_max_bytes: status.max_bytes,
         disk_free_bytes: status.disk_free,
         recovered: status.recovered,
         admitted: status.admitted,

@@ -24,7 +24,7 @@ use crate::disk;
 use crate::error::OpenError;
 use crate::log::{EntryId, Failure};
 use crate::net::{Peers, Refusal, admission};
-use crate::store::{Inner, Store};
+use crate::store::{Inner, Store, size};
 
 /// Between greetings, by which mistakes of set-up are found that the traffic of Raft alone would not show to both sides.
 const GREETINGS: Duration = Duration::from_secs(2);
@@ -49,6 +49,7 @@ pub(crate) fn spawn(store: &Store, tasks: &Tasks) {
         health(weak(), inner.log.failure(), inner.fatal.clone(), disowned, tasks.clone()),
     );
     let refused = || inner.refused.clone();
+    run.spawn("store-size", size::count(weak(), store.subscribe()));
     run.spawn("store-space", space::retry(weak(), refused(), inner.closing.clone()));
     if let Some(cache) = inner.cache.clone() {
         run.spawn("store-cache", follow(cache, store.subscribe(), refused(), inner.closing.clone()));

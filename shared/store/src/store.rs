@@ -6,6 +6,7 @@ mod cluster;
 pub mod members;
 pub(crate) mod room;
 mod share;
+pub(crate) mod size;
 mod submit;
 
 use std::collections::BTreeMap;
@@ -68,6 +69,9 @@ pub struct StoreConfig {
     pub log: log::Options,
     /// Longest changeset, encoded. Default 3 MiB: with what is around it, it fits in one gRPC message of 4 MiB.
     pub max_changeset_bytes: usize,
+    /// What would make all that is stored, without its history, longer than this many bytes is refused; what makes it shorter is not.
+    /// Default 2 GiB. It is all in memory, where it takes a few times as much.
+    pub max_bytes: u64,
     /// After this time without an answer a proposal's outcome is unknown. Default 10 s.
     pub propose_timeout: Duration,
     /// Longest wait for a read barrier. Default 5 s.
@@ -91,6 +95,7 @@ impl StoreConfig {
             timings: Timings::default(),
             log: log::Options::default(),
             max_changeset_bytes: 3 << 20,
+            max_bytes: 2 << 30,
             propose_timeout: Duration::from_secs(10),
             read_timeout: Duration::from_secs(5),
             recovery_timeout: Duration::from_secs(60),
@@ -138,6 +143,11 @@ pub struct StoreStatus {
     pub quorum_age: Duration,
     /// Why the disk of this node takes nothing at the moment, if so.
     pub disk_refuses: Option<String>,
+    /// How often the log was synced since the start, and how long all of that took.
+    pub syncs: (u64, Duration),
+    /// Bytes of what is stored, without its history, and their limit.
+    pub bytes: u64,
+    pub max_bytes: u64,
     /// Free bytes of the file system with the data folder, if that can be known.
     pub disk_free: Option<u64>,
     /// The other members as this node sees them.
@@ -168,6 +178,7 @@ pub(crate) struct Inner {
     pub(crate) leader: watch::Sender<Option<u64>>,
     contact: watch::Receiver<QuorumContact>,
     pub(crate) cache: Option<Cache>,
+    pub(crate) size: size::Size,
     recovered: watch::Sender<bool>,
     /// Cancelled by [`Store::shutdown`].
     pub(crate) closing: CancellationToken,
@@ -304,6 +315,7 @@ impl Store {
                 leader,
                 contact,
                 cache,
+                size: size::Size::default(),
                 recovered: watch::Sender::new(false),
                 closing: CancellationToken::new(),
                 fatal: Arc::new(Notify::new()),
@@ -511,6 +523,9 @@ impl Store {
             quorum: contact.age() <= raft::lease(&self.inner.config.timings),
             quorum_age: contact.age(),
             disk_refuses: self.refusing(),
+            syncs: self.inner.log.syncs(),
+            bytes: self.inner.size.bytes(),
+            max_bytes: self.inner.config.max_bytes,
             disk_free: self.inner.disk.free(&self.inner.config.data_dir),
             peers: peers.map(Peers::status).unwrap_or_default(),
         }

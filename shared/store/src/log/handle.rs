@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -113,6 +114,11 @@ impl<E: Item> Log<E> {
             purged: memory.purged,
             last: memory.last(),
         }
+    }
+
+    /// How often the log was synced since it was opened, and how long all of that took.
+    pub fn syncs(&self) -> (u64, Duration) {
+        self.memory.lock().syncs
     }
 
     /// Becomes `Some` when the log takes nothing more.

@@ -3,6 +3,7 @@
 //! Invariant: the slots are contiguous from the entry after the purged one to the last; an entry that is not on disk yet is in memory.
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -56,6 +57,8 @@ pub(super) struct Memory<E> {
     failed: watch::Sender<Option<Failure>>,
     /// Why the disk takes nothing at the moment.
     refused: watch::Sender<Option<String>>,
+    /// How often the log was synced, and how long all of that took.
+    pub syncs: (u64, Duration),
 }
 
 impl<E> Memory<E> {
@@ -73,6 +76,7 @@ impl<E> Memory<E> {
             cache_limit,
             failed: watch::Sender::new(None),
             refused: watch::Sender::new(None),
+            syncs: (0, Duration::ZERO),
         }
     }
 

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::handle::{Done, Guard};
 use super::memory::{Memory, Place};
@@ -339,7 +340,14 @@ impl<E: Item> Writer<E> {
     }
 
     pub(super) fn sync(&mut self) -> io::Result<()> {
+        let begun = Instant::now();
         let synced = self.current.file.sync_data();
+        let took = begun.elapsed();
+        {
+            let mut memory = self.memory.lock();
+            let (count, time) = memory.syncs;
+            memory.syncs = (count + 1, time + took);
+        }
         if !defects::on(Defect::FailedSyncIgnored) {
             synced?;
         }

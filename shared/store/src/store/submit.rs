@@ -93,6 +93,9 @@ impl Store {
         if let Some(why) = self.refusing() {
             return Err(Error::NoSpace(why));
         }
+        if let Command::Change(set) = command {
+            self.may_grow(set)?;
+        }
         let deadline = Deadline::after(config.propose_timeout);
         match self.inner.peers.clone() {
             None => self.submit_alone(proposal, deadline).await,

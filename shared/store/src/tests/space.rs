@@ -7,6 +7,7 @@ use ursa_runtime::tasks::Tasks;
 use super::group::wait;
 use super::{value, write};
 use crate::disk::SimDisk;
+use crate::testing::changeset;
 use crate::{Error, Store, StoreConfig};
 
 /// With small files, so that little is taken ahead.
@@ -80,6 +81,59 @@ async fn what_a_read_only_disk_was_given_is_written_once_it_can_be() {
     drop(store);
     let store = open(&disk.power_loss(), &tasks).await;
     assert_eq!(value(&store.view(), "a"), Some(4));
+}
+
+#[tokio::test]
+async fn a_store_that_is_as_large_as_it_may_be_takes_deletes_and_nothing_that_makes_it_larger() {
+    let (disk, tasks) = (SimDisk::new(1), Tasks::new());
+    let mut config = StoreConfig::new("/node", 1);
+    config.max_bytes = 1000;
+    let store = Store::open(config, Arc::new(disk.clone()), &tasks).await.unwrap();
+    let mut n = 0;
+    let (bytes, growth) = loop {
+        n += 1;
+        let before = store.status().bytes;
+        match write(&store, &format!("m{n}"), n).await {
+            Ok(_) => wait("it is counted", || (store.status().bytes > before).then_some(())).await,
+            Err(Error::Full { bytes, growth, limit }) => {
+                assert_eq!(limit, 1000);
+                break (bytes, growth);
+            }
+            Err(other) => panic!("{other}"),
+        }
+    };
+    assert!(n > 2 && bytes <= 1000 && bytes + growth > 1000, "{n}: {bytes} and {growth}");
+    let error = write(&store, "more", 1).await.unwrap_err();
+    assert!(error.to_string().contains("store.max_bytes") && error.is_retryable(), "{error}");
+    write(&store, "m1", 9).await.expect("what does not grow is taken");
+    assert_eq!(value(&store.read().await.unwrap(), "m1"), Some(9));
+    store
+        .propose(changeset(1, vec![ursa_state::Op::delete(super::key("m1"))]))
+        .await
+        .expect("and so are deletes");
+    wait("there is room", || (store.status().bytes < bytes).then_some(())).await;
+    write(&store, "more", 1).await.unwrap();
+    assert!(store.status().bytes <= 1000 || store.status().bytes == bytes);
+}
+
+#[tokio::test]
+async fn a_changeset_may_be_as_long_as_its_limit_and_no_longer() {
+    let (disk, tasks) = (SimDisk::new(1), Tasks::new());
+    let set = super::set("a", 1);
+    let exact = crate::codec::Proposal::new(&ursa_state::Command::Change(set.clone()))
+        .unwrap()
+        .size();
+    for (limit, fits) in [(exact, true), (exact - 1, false)] {
+        let mut config = StoreConfig::new("/node", 1);
+        config.max_changeset_bytes = limit;
+        let store = Store::open(config, Arc::new(disk.clone()), &tasks).await.unwrap();
+        match store.propose(set.clone()).await {
+            Ok(_) => assert!(fits),
+            Err(Error::TooLarge { bytes, limit: told }) => assert_eq!((fits, bytes, told), (false, exact, limit)),
+            Err(other) => panic!("{other}"),
+        }
+        store.shutdown().await.unwrap();
+    }
 }
 
 #[tokio::test]
