@@ -2,6 +2,7 @@
 //! In: changesets. Out: what became of them, views.
 //! Invariants: a changeset that was acknowledged survives the loss of power of all nodes; whoever got an answer finds its effect in
 //! [`Store::view`] of this node; nothing here assumes that the group has one member.
+mod close;
 mod cluster;
 pub mod members;
 pub(crate) mod room;
@@ -38,9 +39,6 @@ use crate::raft::{self, Entries, Entry, Machine, Raft, Timings};
 use crate::snapshot::Snapshots;
 
 pub(crate) use cluster::is_address;
-
-/// Longest wait for the end of the core of a store whose disk takes nothing.
-const CORE_ENDS: Duration = Duration::from_secs(1);
 
 /// What a node without any data does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -558,46 +556,6 @@ impl Store {
             .snapshot()
             .await
             .map_err(|fatal| Error::Stopped(self.died(&fatal)))
-    }
-
-    /// Ends the store in order: no more proposals, everything written, the log marked as closed, the folder free. Later calls find it closed.
-    ///
-    /// # Errors
-    /// The log could not be closed; what was acknowledged is safe all the same.
-    pub async fn shutdown(&self) -> Result<(), Error> {
-        self.inner.closing.cancel();
-        let mut closed = self.inner.closed.lock().await;
-        if *closed {
-            return Ok(());
-        }
-        *closed = true;
-        let mut core = std::pin::pin!(self.inner.raft.shutdown());
-        let refused = self.inner.refused.borrow().is_some();
-        let ended = match refused {
-            false => core.await,
-            true => match lease::within(CORE_ENDS, &mut core).await {
-                Ok(ended) => ended,
-                Err(_) => {
-                    // It waits for the log, and the log for the disk.
-                    if let Err(error) = self.inner.log.close().await {
-                        tracing::warn!(error = %Chain(&error), "what the disk did not take was never acknowledged, and is lost");
-                    }
-                    core.await
-                }
-            },
-        };
-        if let Err(error) = ended {
-            tracing::warn!(%error, "the core of the store ended badly");
-        }
-        if let Some(cache) = &self.inner.cache {
-            cache.close().await;
-        }
-        // Last: with the log goes the lock on the folder.
-        self.inner
-            .log
-            .close()
-            .await
-            .map_err(|error| Error::Stopped(Chain(&error).to_string()))
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {
