@@ -22,7 +22,7 @@ use ursa_state::{HistoryId, View};
 use crate::cache::Cache;
 use crate::disk;
 use crate::error::OpenError;
-use crate::log::{EntryId, Failure};
+use crate::log::{EntryId, Failure, Refused};
 use crate::net::{Peers, Refusal, admission};
 use crate::store::{Inner, Store, size};
 
@@ -158,7 +158,7 @@ async fn health(
 }
 
 /// Tells the cache that there is a newer view, when there is time for it, and room.
-async fn follow(cache: Cache, mut views: watch::Receiver<View>, mut refused: watch::Receiver<Option<String>>, closing: CancellationToken) {
+async fn follow(cache: Cache, mut views: watch::Receiver<View>, mut refused: watch::Receiver<Option<Refused>>, closing: CancellationToken) {
     let (quiet, longest) = CACHE_WAITS;
     while views.changed().await.is_ok() {
         let latest = Deadline::after(longest);

@@ -167,7 +167,7 @@ pub(crate) struct Inner {
     pub(crate) raft: Raft,
     pub(crate) log: Log<Entry>,
     /// Why the disk takes nothing at the moment.
-    pub(crate) refused: watch::Receiver<Option<String>>,
+    pub(crate) refused: watch::Receiver<Option<log::Refused>>,
     pub(crate) snapshots: Arc<Snapshots>,
     views: watch::Receiver<View>,
     applied: watch::Receiver<Option<EntryId>>,

@@ -215,7 +215,9 @@ impl Inner {
     }
 
     fn close(&mut self) {
-        self.catch_up();
+        if self.db.is_some() {
+            self.catch_up();
+        }
         self.closed = true;
         let Some(db) = self.db.take() else { return };
         if let Err(error) = db.close().and_then(|()| marks::end(&self.dir)) {

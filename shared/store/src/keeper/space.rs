@@ -9,6 +9,7 @@ use ursa_runtime::error::Chain;
 use ursa_runtime::lease::Deadline;
 use ursa_runtime::{Backoff, CancellationToken};
 
+use crate::log::Refused;
 use crate::net::Peers;
 use crate::store::room::Room;
 use crate::store::{Inner, Store};
@@ -20,7 +21,7 @@ const TRIES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 const HAND_OVER: Duration = Duration::from_secs(2);
 
 /// Tries again for as long as the disk takes nothing.
-pub(super) async fn retry(inner: Weak<Inner>, mut refused: watch::Receiver<Option<String>>, closing: CancellationToken) {
+pub(super) async fn retry(inner: Weak<Inner>, mut refused: watch::Receiver<Option<Refused>>, closing: CancellationToken) {
     while refused.wait_for(Option::is_some).await.is_ok() {
         let mut backoff = Backoff::new(TRIES.0, TRIES.1);
         while refused.borrow().is_some() {
@@ -36,7 +37,7 @@ pub(super) async fn retry(inner: Weak<Inner>, mut refused: watch::Receiver<Optio
 }
 
 /// A leader whose disk takes nothing gives the lead to the furthest member whose disk is well, if a majority's are.
-pub(super) async fn hand_over(inner: Weak<Inner>, peers: Peers, mut refused: watch::Receiver<Option<String>>, closing: CancellationToken) {
+pub(super) async fn hand_over(inner: Weak<Inner>, peers: Peers, mut refused: watch::Receiver<Option<Refused>>, closing: CancellationToken) {
     let (mut leads, mut others) = (peers.leader(), peers.shared.disks.others());
     let mut backoff = Backoff::new(TRIES.0, TRIES.1);
     loop {

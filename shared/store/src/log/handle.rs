@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::memory::{Found, Memory};
 use super::record::{self, Content};
 use super::writer::{Job, Op, Writer};
-use super::{EntryId, Error, Failure, Item, Options, Vote, recover, segment};
+use super::{EntryId, Error, Failure, Item, Options, Refused, Vote, recover, segment};
 use crate::defects::{self, Defect};
 use crate::disk::{self, Disk};
 
@@ -128,7 +128,7 @@ impl<E: Item> Log<E> {
 
     /// `Some`, with the reason, while the disk takes nothing although nothing is lost. What is handed in all the same is written as long as
     /// there is room that was taken before, and waits then; see [`Log::retry`].
-    pub fn refused(&self) -> watch::Receiver<Option<String>> {
+    pub fn refused(&self) -> watch::Receiver<Option<Refused>> {
         self.memory.lock().watch_refused()
     }
 

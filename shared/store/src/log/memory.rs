@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{EntryId, Error, Failure, Item, Vote};
+use super::{EntryId, Error, Failure, Item, Refused, Vote};
 use crate::disk::DiskFile;
 
 /// Where the record of an entry is.
@@ -56,7 +56,7 @@ pub(super) struct Memory<E> {
     cache_limit: usize,
     failed: watch::Sender<Option<Failure>>,
     /// Why the disk takes nothing at the moment.
-    refused: watch::Sender<Option<String>>,
+    refused: watch::Sender<Option<Refused>>,
     /// How often the log was synced, and how long all of that took.
     pub syncs: (u64, Duration),
 }
@@ -188,7 +188,7 @@ impl<E> Memory<E> {
         self.failed.borrow().clone()
     }
 
-    pub(super) fn watch_refused(&self) -> watch::Receiver<Option<String>> {
+    pub(super) fn watch_refused(&self) -> watch::Receiver<Option<Refused>> {
         self.refused.subscribe()
     }
 
@@ -197,14 +197,14 @@ impl<E> Memory<E> {
     }
 
     /// The disk takes nothing, or takes writes again. Says whether that is news.
-    pub(super) fn refuse(&self, why: Option<String>) -> bool {
+    pub(super) fn refuse(&self, now: Option<Refused>) -> bool {
+        let news = self.is_refused() != now.is_some();
         self.refused.send_if_modified(|known| {
-            let news = known.is_some() != why.is_some();
-            if news {
-                *known = why;
-            }
-            news
-        })
+            let changed = *known != now;
+            *known = now;
+            changed
+        });
+        news
     }
 
     pub(super) fn watch_failed(&self) -> watch::Receiver<Option<Failure>> {

@@ -26,7 +26,7 @@ mod tests;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-pub use error::{Error, Failure};
+pub use error::{Error, Failure, Refused};
 pub use handle::{Done, Guard, Log, LogState};
 
 /// Position of an entry: the term of the leader that proposed it, and its index.

@@ -32,6 +32,12 @@ impl<E: Item> Writer<E> {
         }
     }
 
+    /// Half of the room is left: the other half is for entries that follow what is there already, so that who is full comes level with the
+    /// others as long as it can.
+    pub(super) fn has_room(&self) -> bool {
+        self.current.written + self.room() / 2 <= self.current.reserved
+    }
+
     fn room(&self) -> u64 {
         self.options.segment_bytes / ROOM_PART
     }

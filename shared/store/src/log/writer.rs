@@ -15,7 +15,7 @@ use super::handle::{Done, Guard};
 use super::memory::{Memory, Place};
 use super::record::{self, Content};
 use super::segment::{self, Head};
-use super::{EntryId, Failure, Item, Options, Vote};
+use super::{EntryId, Failure, Item, Options, Refused, Vote};
 use crate::defects::{self, Defect};
 use crate::disk::{self, Disk, DiskFile};
 
@@ -157,12 +157,13 @@ impl<E: Item> Writer<E> {
     }
 
     /// Says whether the disk takes writes.
-    fn tell(&self, refused: Option<String>) {
-        let now = refused.clone();
+    fn tell(&self, reason: Option<String>) {
+        let closed = self.batch.is_some() || !self.has_room();
+        let refused = reason.clone().map(|reason| Refused { reason, closed });
         if !self.memory.lock().refuse(refused) {
             return;
         }
-        match now {
+        match reason {
             Some(reason) => tracing::error!(
                 segment = self.current.seq,
                 reason,

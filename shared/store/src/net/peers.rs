@@ -239,7 +239,7 @@ impl Peers {
     /// It has left.
     pub(crate) fn forget(&self, node: u64) {
         self.shared.dial.forget(node);
-        self.shared.disks.note(node, "");
+        self.shared.disks.note(node, "", false);
         self.shared.channels.lock().retain(|(id, _), _| *id != node);
     }
 
@@ -351,6 +351,7 @@ impl Shared {
             boot: Bytes::copy_from_slice(self.me.boot.as_bytes()),
             past: Some(self.past_for(to)),
             disk_refuses: self.disks.own().unwrap_or_default(),
+            disk_closed: self.disks.closed().is_some(),
         }
     }
 
@@ -445,7 +446,7 @@ impl Shared {
         };
         let past = sender.past.as_ref().map(super::introduction::boots).transpose()?;
         self.known.meet(node, Shown { life, past }).await?;
-        self.disks.note(node, &sender.disk_refuses);
+        self.disks.note(node, &sender.disk_refuses, sender.disk_closed);
         Ok(())
     }
 }

@@ -137,8 +137,8 @@ impl RaftService for Service {
     async fn append(&self, request: Request<Call>) -> Result<Response<Answer>, Status> {
         let peers = self.peers.clone();
         self.serve(request, Needs::Place, |store, payload| async move {
-            let full = peers.shared.disks.own();
-            answers::append(&store.inner().raft, &peers.shared.contact, full, &payload).await
+            let closed = peers.shared.disks.closed();
+            answers::append(&store.inner().raft, &peers.shared.contact, closed, &payload).await
         })
         .await
     }

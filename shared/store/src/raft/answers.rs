@@ -27,11 +27,11 @@ fn malformed(reason: impl std::fmt::Display) -> Refusal {
 }
 
 /// Takes entries or a heartbeat. A leader that is accepted brings this node in contact with the quorum that it is itself in contact with.
-/// While the disk takes nothing, `full` says why, and entries stay outside: inside they would wait for the disk, and votes behind them.
-pub(crate) async fn append(raft: &Raft, contact: &Contact, full: Option<String>, payload: &Bytes) -> Result<Bytes, Refusal> {
+/// If the log is closed for entries, for the reason given, they stay outside: inside they would wait for the disk, and votes behind them.
+pub(crate) async fn append(raft: &Raft, contact: &Contact, closed: Option<String>, payload: &Bytes) -> Result<Bytes, Refusal> {
     let (head, rest) = wire::decode_with::<AppendHead>(payload)?;
     let entries = wire::decode_entries(&rest)?;
-    if let (Some(reason), false) = (full, entries.is_empty()) {
+    if let (Some(reason), false) = (closed, entries.is_empty()) {
         let node = *raft.node_id();
         return Err(Refusal::DiskRefuses { node, reason });
     }

@@ -136,7 +136,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let shared = &self.peers()?.shared;
-        if let (Some(reason), false) = (shared.disks.of(self.target), request.entries.is_empty()) {
+        if let (Some(reason), false) = (shared.disks.closed_of(self.target), request.entries.is_empty()) {
             // It would refuse them; its heartbeats will say when it takes them.
             return Err(RPCError::Unreachable(Unreachable::from_string(format!(
                 "its disk takes nothing: {reason}"

@@ -18,6 +18,7 @@ use ursa_state::HistoryId;
 use super::{FirstStart, Store, StoreConfig};
 use crate::error::{Error, OpenError};
 use crate::folder::Folder;
+use crate::log::Refused;
 use crate::net::disks::Disks;
 use crate::net::known::{Incarnation, Known};
 use crate::net::peers::Parts;
@@ -55,7 +56,7 @@ pub(super) fn peers(
     folder: &Folder,
     known: Known,
     history: HistoryId,
-    refused: watch::Receiver<Option<String>>,
+    refused: watch::Receiver<Option<Refused>>,
 ) -> Peers {
     let (id, start) = folder.id();
     let cluster = config.cluster.as_ref();

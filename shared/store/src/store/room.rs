@@ -43,7 +43,7 @@ impl Store {
     /// Why the disk of this node takes nothing at the moment, if so.
     pub fn refusing(&self) -> Option<String> {
         let refused = self.inner.refused.borrow().clone();
-        refused.map(|reason| format!("{}: {reason}", self.inner.config.data_dir.display()))
+        refused.map(|refused| format!("{}: {}", self.inner.config.data_dir.display(), refused.reason))
     }
 
     /// Whether what is proposed to this node, if it leads, can be stored.
