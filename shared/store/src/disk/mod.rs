@@ -179,11 +179,17 @@ pub fn write_atomic(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()
         return Err(error);
     }
     let file = disk.create(&aside)?;
-    file.write_at(0, bytes)?;
-    if !defects::on(Defect::SmallFilesNotSynced) {
-        file.sync_data()?;
+    let written = file
+        .write_at(0, bytes)
+        .and_then(|()| match defects::on(Defect::SmallFilesNotSynced) {
+            true => Ok(()),
+            false => file.sync_data(),
+        });
+    if let Err(error) = written.and_then(|()| disk.rename(&aside, path)) {
+        // It takes room that may be what is wanting.
+        let _ = disk.remove(&aside);
+        return Err(error);
     }
-    disk.rename(&aside, path)?;
     disk.sync_dir(dir)
 }
 
