@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use ursa_plane::config::{Cluster, History, Listen, Node, Tls};
+use ursa_plane::config::{Cluster, History, Listen, Node, Store, Tls};
 use ursa_runtime::{config, telemetry};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -18,6 +18,7 @@ pub struct Config {
     pub api: Listen,
     pub kds: Kds,
     pub history: History,
+    pub store: Store,
     pub diagnostics: Listen,
     pub tls: Tls,
     pub telemetry: telemetry::Config,
@@ -47,6 +48,7 @@ impl Default for Config {
             api: Listen::everywhere(5682),
             kds: Kds::default(),
             history: History::default(),
+            store: Store::default(),
             diagnostics: Listen::everywhere(5680),
             tls: Tls::default(),
             telemetry: telemetry::Config::default(),
@@ -73,6 +75,7 @@ impl Config {
         problems.check(!self.data_dir.as_os_str().is_empty(), || "data_dir must be set".into());
         self.tls.validate(&mut problems);
         self.history.validate(&mut problems);
+        self.store.validate(&mut problems);
         if let Some(cluster) = &self.cluster {
             cluster.validate(self.node.id, &mut problems);
         }

@@ -69,6 +69,7 @@ pub async fn run(config: Config) -> Result<ExitStatus> {
         role: Role::Zone,
         data_dir: config.data_dir.clone(),
         node_id: config.node.id,
+        store: config.store.clone(),
         tls: config.tls.clone(),
         addresses: vec![config.api.address, config.dp_server.address],
     };

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use ursa_model::ZoneName;
-use ursa_plane::config::{History, Listen, Node, Tls};
+use ursa_plane::config::{History, Listen, Node, Store, Tls};
 use ursa_runtime::{config, telemetry};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -18,6 +18,7 @@ pub struct Config {
     pub global: Global,
     /// Default of the zone: 10,000 revisions, 7 days.
     pub history: History,
+    pub store: Store,
     pub api: Listen,
     /// For proxies: bootstrap and xDS.
     pub dp_server: Listen,
@@ -57,6 +58,7 @@ impl Default for Config {
                 max_revisions: 10_000,
                 max_age: Duration::from_secs(7 * 24 * 3600),
             },
+            store: Store::default(),
             api: Listen::everywhere(5682),
             dp_server: Listen::everywhere(5678),
             diagnostics: Listen::everywhere(5680),
@@ -79,6 +81,7 @@ impl Config {
         problems.check(!self.data_dir.as_os_str().is_empty(), || "data_dir must be set".into());
         self.tls.validate(&mut problems);
         self.history.validate(&mut problems);
+        self.store.validate(&mut problems);
         for address in &self.global.addresses {
             problems.check(address.starts_with("grpcs://") || !address.contains("://"), || {
                 format!("global.addresses: {address:?} must be host:port or grpcs://host:port")

@@ -85,6 +85,8 @@ struct Node {
     down_for: Duration,
     /// Faults of its disk at the moment: with one, an end of its own is no wonder.
     bad_disk: u32,
+    /// Faults by which it takes nothing: no reason to end.
+    full_disk: u32,
     tasks: Tasks,
 }
 
@@ -101,6 +103,7 @@ impl World {
                 lives: 0,
                 down_for: Duration::ZERO,
                 bad_disk: 0,
+                full_disk: 0,
                 tasks: Tasks::new(),
             };
             (id, node)
@@ -174,6 +177,22 @@ impl World {
         }
     }
 
+    /// Notes that the disk of a node is about to take nothing, or has taken writes again for a while.
+    pub fn disk_refuses(&self, id: u64, refuses: bool) {
+        if let Some(node) = self.nodes.lock().get_mut(&id) {
+            node.full_disk = if refuses {
+                node.full_disk + 1
+            } else {
+                node.full_disk.saturating_sub(1)
+            };
+        }
+    }
+
+    /// It neither fails nor is slow nor takes nothing.
+    pub fn is_disk_well(&self, id: u64) -> bool {
+        self.nodes.lock().get(&id).is_some_and(|node| node.bad_disk + node.full_disk == 0)
+    }
+
     pub fn has_bad_disk(&self, id: u64) -> bool {
         self.nodes.lock().get(&id).is_some_and(|node| node.bad_disk > 0)
     }
@@ -228,7 +247,7 @@ impl World {
                 None => {}
                 Some(Ok(store)) => self.up(&life, store),
                 Some(Err(error)) if life.is_over() => note!(self.trace, "n{id} does not open: {error}"),
-                Some(Err(error)) if self.has_bad_disk(id) => {
+                Some(Err(error)) if !self.is_disk_well(id) => {
                     note!(self.trace, "n{id} does not open: {error}");
                     self.end(id, End::Kill, Duration::from_millis(200));
                 }

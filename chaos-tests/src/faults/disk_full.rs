@@ -1,4 +1,4 @@
-//! Fault `disk full`: every write to a file fails with ENOSPC; reading goes on.
+//! Fault `disk full`: what needs more space in a file fails with ENOSPC; what has its space already can be written, and reading goes on.
 use nix::errno::Errno;
 
 use super::shim::{Effect, Shim};

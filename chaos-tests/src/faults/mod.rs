@@ -12,7 +12,8 @@
 //! | [`pause`] | a process stands still |
 //! | [`wipe`] | a data folder is lost |
 //! | [`damage`] | a file is cut short, changed or gone |
-//! | [`disk_full`] | writes fail, reads do not |
+//! | [`disk_full`] | what needs more space fails, reads do not |
+//! | [`read_only`] | writes fail, reads do not |
 //! | [`slow_sync`] | syncs take longer |
 //! | [`failing_sync`] | syncs fail |
 //! | [`power_loss`] | what was not synced is gone |
@@ -26,6 +27,7 @@ pub mod partition;
 pub mod pause;
 pub mod power_loss;
 pub mod proxy;
+pub mod read_only;
 pub mod shim;
 pub mod slow_sync;
 pub mod wipe;

@@ -143,6 +143,18 @@ mod tests {
         shim.set("p", Effect::WriteError, Errno::ENOSPC as i64).unwrap();
         let (done, said) = run(&shim, &synced);
         assert!(!done && said.contains("No space left"), "{said}");
+        // What has its space already is taken.
+        let over = format!(
+            "f = os.open({:?}, os.O_WRONLY); os.pwrite(f, b'abc', 1)",
+            file.display().to_string()
+        );
+        let (done, said) = run(&shim, &over);
+        assert!(done, "{said}");
+        let (done, said) = run(&shim, &over.replace(", 1)", ", 100000)"));
+        assert!(!done && said.contains("No space left"), "{said}");
+        shim.set("p", Effect::WriteError, Errno::EROFS as i64).unwrap();
+        let (done, said) = run(&shim, &over);
+        assert!(!done && said.contains("Read-only file system"), "{said}");
         shim.set("p", Effect::WriteError, 0).unwrap();
 
         shim.set("p", Effect::SyncError, Errno::EIO as i64).unwrap();

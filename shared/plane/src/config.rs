@@ -6,9 +6,11 @@ use serde::{Deserialize, Serialize};
 use ursa_runtime::config::Problems;
 
 mod history;
+mod store;
 mod timings;
 
 pub use history::History;
+pub use store::Store;
 pub(crate) use timings::{Timing, apply};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -46,6 +46,7 @@ pub struct HostConfig {
     pub role: Role,
     pub data_dir: PathBuf,
     pub node_id: u64,
+    pub store: config::Store,
     pub tls: Tls,
     /// Addresses that clients use, for the certificate.
     pub addresses: Vec<SocketAddr>,
@@ -107,6 +108,7 @@ impl Host {
         };
         tls.keep_fresh(&tasks);
         let mut store_config = StoreConfig::new(&config.data_dir, config.node_id);
+        store_config.max_bytes = config.store.max_bytes;
         // Before the store, which tells the others that this node is there.
         let peers = match &cluster {
             Some(cluster) => {

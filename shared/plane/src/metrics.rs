@@ -6,7 +6,7 @@ use std::{fmt, time::Duration};
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder},
-    metrics::{MetricType, gauge::ConstGauge},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
     registry::Unit,
 };
 
@@ -76,6 +76,11 @@ fn plain(view: &ClusterView) -> [(&'static str, &'static str, i64); 13] {
             "Whether a majority was in contact within the last lease",
             flag(view.quorum),
         ),
+        (
+            "store_disk_refuses",
+            "Whether the disk of this node takes nothing: writes are refused until it does",
+            flag(view.disk_refuses.is_some()),
+        ),
         ("store_revision", "Revision of this node's view", number(Some(view.revision))),
         (
             "ready",
@@ -99,6 +104,29 @@ impl Collector for ClusterMetrics {
         let help = "Time since a majority was in contact";
         let age = encoder.encode_descriptor("raft_quorum_age", help, Some(&Unit::Seconds), MetricType::Gauge)?;
         ConstGauge::new(seconds(view.quorum_age_ms)).encode(age)?;
+        let help = "Syncs of the log since the start";
+        let syncs = encoder.encode_descriptor("store_log_syncs", help, None, MetricType::Counter)?;
+        ConstCounter::new(view.log_syncs).encode(syncs)?;
+        let help = "Time that these took: by their number, how long a sync takes";
+        let time = encoder.encode_descriptor("store_log_sync", help, Some(&Unit::Seconds), MetricType::Counter)?;
+        ConstCounter::new(Duration::from_micros(view.log_sync_micros).as_secs_f64()).encode(time)?;
+        let sizes = [
+            ("store_size", "What is stored, without its history", Some(view.store_bytes)),
+            ("store_max_size", "What store_size may become", Some(view.store_max_bytes)),
+            (
+                "store_disk_free",
+                "Free space of the file system with the data folder",
+                view.disk_free_bytes,
+            ),
+        ];
+        for (name, help, bytes) in sizes {
+            if bytes.is_some() {
+                gauge(
+                    number(bytes),
+                    encoder.encode_descriptor(name, help, Some(&Unit::Bytes), MetricType::Gauge)?,
+                )?;
+            }
+        }
         let mut roles = encoder.encode_descriptor("raft_role", "1 at the role of this node", None, MetricType::Gauge)?;
         for role in ROLES {
             gauge(flag(view.role == role), roles.encode_family(&[("role", role)])?)?;

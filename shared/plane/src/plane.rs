@@ -88,6 +88,10 @@ fn unavailable(error: Error) -> Unavailable {
             reason: "the store has stopped",
             leader: None,
         },
+        Error::Full { .. } | Error::NoSpace(_) => Unavailable {
+            reason: "a disk takes nothing: make room in its file system, or make it writable again",
+            leader: None,
+        },
         Error::Unavailable(_) | Error::Unknown(_) | Error::Rejected { .. } | Error::TooLarge { .. } | Error::Invalid(_) => Unavailable {
             reason: "the store has no quorum or did not answer in time",
             leader: None,
@@ -138,6 +142,7 @@ impl Backend for Plane {
             Self::propose(self, set).await.map_err(|error| match error {
                 Error::TooLarge { bytes, limit } => ProposeError::TooLarge { bytes, limit },
                 Error::Unknown(_) => ProposeError::Unknown,
+                full @ (Error::NoSpace(_) | Error::Full { .. }) => ProposeError::NoSpace(full.to_string()),
                 other => ProposeError::Unavailable(unavailable(other)),
             })
         })
@@ -149,6 +154,11 @@ impl Sink for Plane {
         Box::pin(async move {
             Self::propose(self, set).await.map_err(|error| match error {
                 Error::TooLarge { .. } | Error::Invalid(_) => SinkError::Refused(error.to_string()),
+                Error::Full { .. } => SinkError::NoSpace(error.to_string()),
+                // Of several nodes another one may have room: the peer goes there, as from a node that is away.
+                Error::NoSpace(_) if self.store.peers().is_none() || self.store.refusing().is_none() => {
+                    SinkError::NoSpace(error.to_string())
+                }
                 other => SinkError::Unavailable(other.to_string()),
             })
         })

@@ -88,6 +88,18 @@ pub(crate) struct ClusterView {
     pub(crate) quorum_age_ms: u64,
     recovered: bool,
     admitted: bool,
+    /// Why the disk of this node takes nothing, if so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) disk_refuses: Option<String>,
+    /// How often this node has synced its log since its start, and how long all of that took.
+    pub(crate) log_syncs: u64,
+    pub(crate) log_sync_micros: u64,
+    /// What is stored, without its history, and the limit of it.
+    pub(crate) store_bytes: u64,
+    pub(crate) store_max_bytes: u64,
+    /// Free bytes of the file system with the data folder, if known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) disk_free_bytes: Option<u64>,
     /// What keeps this node from being ready.
     pub(crate) not_ready: Vec<String>,
     heartbeat_ms: u64,
@@ -185,6 +197,10 @@ fn view(parts: &Parts) -> ClusterView {
         let answered = peer.and_then(|p| p.answered_ago);
         let heard = hears.is_some_and(|p| p.connected) || answered.is_some_and(|ago| ago < cluster::contact(*timing));
         let refused = peer.and_then(|p| p.problem.as_ref());
+        let full = match this_node {
+            true => status.disk_refuses.clone(),
+            false => peer.and_then(|p| p.disk_refuses.clone()),
+        };
         let word = told(*id);
         MemberView {
             id: *id,
@@ -204,7 +220,10 @@ fn view(parts: &Parts) -> ClusterView {
             },
             answered_ago_ms: answered.map(millis),
             unreachable: peer.and_then(|p| p.unreachable.clone()),
-            problem: refused.map(ToString::to_string).or_else(|| hears.and_then(|p| p.differs.clone())),
+            problem: refused
+                .map(ToString::to_string)
+                .or_else(|| full.map(|reason| format!("its disk takes nothing: {reason}")))
+                .or_else(|| hears.and_then(|p| p.differs.clone())),
             observed_connected: (!this_node && group.is_some()).then(|| hears.is_some_and(|p| p.connected)),
             heard_through: hears.filter(|p| !p.connected).and_then(|p| p.through),
         }
@@ -222,6 +241,12 @@ fn view(parts: &Parts) -> ClusterView {
         lag: status.last_log.unwrap_or(0).saturating_sub(status.applied.unwrap_or(0)),
         quorum: status.quorum,
         quorum_age_ms: millis(status.quorum_age),
+        disk_refuses: status.disk_refuses.clone(),
+        log_syncs: status.syncs.0,
+        log_sync_micros: u64::try_from(status.syncs.1.as_micros()).unwrap_or(u64::MAX),
+        store_bytes: status.bytes,
+        store_max_bytes: status.max_bytes,
+        disk_free_bytes: status.disk_free,
         recovered: status.recovered,
         admitted: status.admitted,
         not_ready,

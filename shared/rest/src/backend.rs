@@ -39,6 +39,9 @@ pub enum ProposeError {
     Unknown,
     #[error("the changeset has {bytes} bytes, more than {limit}")]
     TooLarge { bytes: usize, limit: usize },
+    /// There is no room to store it; nothing was changed. The text is shown to the client, and says the way out.
+    #[error("{0}")]
+    NoSpace(String),
 }
 
 /// State as the API reads and writes it. Every method returns within a deadline of its own.

@@ -81,7 +81,7 @@ impl Error {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Read(_) | Self::Contended => true,
-            Self::Write(ProposeError::Unavailable(_) | ProposeError::Unknown) => true,
+            Self::Write(ProposeError::Unavailable(_) | ProposeError::Unknown | ProposeError::NoSpace(_)) => true,
             Self::Write(ProposeError::TooLarge { .. }) | Self::Make(_) | Self::Sign(_) => false,
         }
     }

@@ -226,6 +226,13 @@ impl Error {
         )
     }
 
+    /// There is no room for what was to be written; nothing was changed.
+    pub(crate) fn no_space(detail: String) -> Self {
+        let mut error = Self::new(StatusCode::INSUFFICIENT_STORAGE, "Insufficient storage", detail);
+        error.0.retry_after = Some(RETRY_AFTER);
+        error
+    }
+
     /// A write that may or may not have happened.
     pub fn outcome_unknown(request_id: impl fmt::Display) -> Self {
         let mut error = Self::new(

@@ -150,6 +150,7 @@ pub(crate) fn propose_error(reason: &ProposeError, id: RequestId) -> Error {
         ProposeError::Unavailable(why) => Error::unavailable(why),
         ProposeError::Unknown => Error::outcome_unknown(id),
         ProposeError::TooLarge { bytes, limit } => Error::change_too_large(*bytes, *limit),
+        ProposeError::NoSpace(why) => Error::no_space(why.clone()),
     }
 }
 

@@ -31,6 +31,7 @@ pub enum Defect {
     SmallFilesNotSynced,
     SnapshotNotSynced,
     PurgedBehindNewest,
+    RefusedCountsAsWritten,
 }
 
 /// Whether this build can have any.
@@ -58,7 +59,7 @@ mod chosen {
     static CHOSEN: OnceLock<Defect> = OnceLock::new();
 
     /// All, with their names and what they do.
-    pub const ALL: [(Defect, &str, &str); 24] = [
+    pub const ALL: [(Defect, &str, &str); 25] = [
         (
             Defect::AnswerBeforeSync,
             "answer-before-sync",
@@ -158,6 +159,11 @@ mod chosen {
             Defect::PurgedBehindNewest,
             "purged-behind-newest",
             "the log is purged behind the newest snapshot, not the one before",
+        ),
+        (
+            Defect::RefusedCountsAsWritten,
+            "refused-counts-as-written",
+            "what a full disk refused is reported durable",
         ),
     ];
 

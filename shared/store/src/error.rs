@@ -36,6 +36,18 @@ pub enum Error {
     /// Not now: no quorum, or not within the deadline. Nothing is known to have changed; reads may be repeated.
     #[error("not available: {0}")]
     Unavailable(String),
+    /// The store is as large as it may become. Deletes, and writes that do not make it larger, are taken.
+    #[error(
+        "the store holds {bytes} bytes, and this would add {growth}: at most {limit} (store.max_bytes) are allowed; delete what is not needed, \
+         or raise the limit on all nodes"
+    )]
+    Full { bytes: u64, growth: u64, limit: u64 },
+    /// The disk takes nothing, of this node or of so many that no majority is left that could store it. Nothing was changed; reads go on.
+    #[error(
+        "nothing can be stored, for a disk takes nothing ({0}): make room in that file system, or make it writable again; writes are taken \
+         again as soon as it is, without a restart, and meanwhile by any node whose disk is well, if a majority's are"
+    )]
+    NoSpace(String),
     /// This node's store has stopped, on request or because its disk failed. Only a restart helps.
     #[error("the store has stopped: {0}")]
     Stopped(String),
@@ -45,7 +57,7 @@ impl Error {
     /// Whether the same call may succeed later, here or at another node.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::NotLeader { .. } | Self::Unknown(_) | Self::Unavailable(_) => true,
+            Self::NotLeader { .. } | Self::Unknown(_) | Self::Unavailable(_) | Self::NoSpace(_) | Self::Full { .. } => true,
             Self::Rejected { .. } | Self::TooLarge { .. } | Self::Invalid(_) | Self::Stopped(_) => false,
         }
     }

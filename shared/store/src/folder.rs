@@ -226,8 +226,13 @@ impl Folder {
         if self.node.history == Some(history) {
             return Ok(());
         }
-        self.node.history = Some(history);
-        self.write_node()
+        let before = self.node.history.replace(history);
+        let written = self.write_node();
+        if written.is_err() {
+            // It is not noted, and may be asked for again.
+            self.node.history = before;
+        }
+        written
     }
 
     /// To be asked before anything in the folder is written.

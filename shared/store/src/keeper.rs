@@ -1,8 +1,9 @@
 //! What has to be looked after beside the running store: purging behind the older snapshot, keeping the cache up, who leads, naming a new
-//! history, silencing a leader that nobody answers, and stopping the process when the disk or the core has failed.
+//! history, silencing a leader that nobody answers, a disk that takes nothing, and stopping the process when the disk or the core has failed.
 //! In: the store. Out: nothing. Invariant: nothing here is on the way of a proposal; a store that was closed is left in peace.
 mod level;
 mod quorum;
+mod space;
 mod voice;
 
 use std::collections::BTreeMap;
@@ -20,9 +21,11 @@ use ursa_runtime::{Backoff, CancellationToken, heartbeat};
 use ursa_state::{HistoryId, View};
 
 use crate::cache::Cache;
-use crate::log::{EntryId, Failure};
+use crate::disk;
+use crate::error::OpenError;
+use crate::log::{EntryId, Failure, Refused};
 use crate::net::{Peers, Refusal, admission};
-use crate::store::{Inner, Store};
+use crate::store::{Inner, Store, size};
 
 /// Between greetings, by which mistakes of set-up are found that the traffic of Raft alone would not show to both sides.
 const GREETINGS: Duration = Duration::from_secs(2);
@@ -46,15 +49,21 @@ pub(crate) fn spawn(store: &Store, tasks: &Tasks) {
         "store-health",
         health(weak(), inner.log.failure(), inner.fatal.clone(), disowned, tasks.clone()),
     );
+    let refused = || inner.refused.clone();
+    run.spawn("store-size", size::count(weak(), store.subscribe()));
+    run.spawn("store-space", space::retry(weak(), refused(), inner.closing.clone()));
     if let Some(cache) = inner.cache.clone() {
-        run.spawn("store-cache", follow(cache, store.subscribe(), inner.closing.clone()));
+        run.spawn("store-cache", follow(cache, store.subscribe(), refused(), inner.closing.clone()));
     }
     let metrics = inner.raft.server_metrics();
     let first = metrics.borrow_watched().current_leader;
     inner.leader.send_replace(first);
     run.spawn("store-leader", leader(weak(), metrics, inner.leader.clone()));
     if let Some(peers) = &inner.peers {
-        run.spawn("store-history", history(weak(), store.subscribe(), tasks.clone()));
+        run.spawn(
+            "store-history",
+            history(weak(), store.subscribe(), tasks.clone(), inner.closing.clone()),
+        );
         run.spawn(
             "store-founder",
             founder(weak(), store.subscribe(), peers.clone(), inner.closing.clone()),
@@ -66,6 +75,10 @@ pub(crate) fn spawn(store: &Store, tasks: &Tasks) {
             );
         }
         run.spawn("store-level", level::run(weak(), peers.clone(), inner.closing.clone()));
+        run.spawn(
+            "store-space-lead",
+            space::hand_over(weak(), peers.clone(), refused(), inner.closing.clone()),
+        );
         run.spawn("store-greetings", greetings(peers.clone(), inner.closing.clone()));
         let timings = inner.config.timings;
         run.spawn("store-quorum", quorum::run(weak(), peers.clone(), timings, inner.closing.clone()));
@@ -146,8 +159,8 @@ async fn health(
     }
 }
 
-/// Tells the cache that there is a newer view, when there is time for it.
-async fn follow(cache: Cache, mut views: watch::Receiver<View>, closing: CancellationToken) {
+/// Tells the cache that there is a newer view, when there is time for it, and room.
+async fn follow(cache: Cache, mut views: watch::Receiver<View>, mut refused: watch::Receiver<Option<Refused>>, closing: CancellationToken) {
     let (quiet, longest) = CACHE_WAITS;
     while views.changed().await.is_ok() {
         let latest = Deadline::after(longest);
@@ -162,6 +175,9 @@ async fn follow(cache: Cache, mut views: watch::Receiver<View>, closing: Cancell
                 },
                 ticked = pause.tick() => if ticked { break } else { return },
             }
+        }
+        if refused.wait_for(Option::is_none).await.is_err() {
+            return;
         }
         cache.wake();
     }
@@ -187,19 +203,31 @@ async fn leader(inner: Weak<Inner>, mut metrics: crate::raft::ServerMetrics, lea
 }
 
 /// Notes the history as soon as it is known.
-async fn history(inner: Weak<Inner>, mut views: watch::Receiver<View>, tasks: Tasks) {
+async fn history(inner: Weak<Inner>, mut views: watch::Receiver<View>, tasks: Tasks, closing: CancellationToken) {
     if views.wait_for(|view| view.history_id() != HistoryId::default()).await.is_err() {
         return;
     }
-    let Some(store) = inner.upgrade().map(Store::from) else { return };
-    if let Err(error) = store.note_history().await {
-        let error = Chain(&error).to_string();
-        tracing::error!(error, "cannot note the history");
-        tasks.stop(StopReason::Failed {
-            task: "store".to_owned(),
-            error,
-        });
-    }
+    let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+    let error = loop {
+        let Some(store) = inner.upgrade().map(Store::from) else { return };
+        match store.note_history().await {
+            Ok(()) => return,
+            Err(OpenError::Io { source, .. }) if disk::is_refusal(&source) => {
+                tracing::warn!(error = %source, "the history is not noted yet")
+            }
+            Err(error) => break error,
+        }
+        drop(store);
+        if !backoff.wait(&closing).await {
+            return;
+        }
+    };
+    let error = Chain(&error).to_string();
+    tracing::error!(error, "cannot note the history");
+    tasks.stop(StopReason::Failed {
+        task: "store".to_owned(),
+        error,
+    });
 }
 
 /// Whoever leads first gives what is stored its name.

@@ -2,9 +2,12 @@
 //! In: changesets. Out: what became of them, views.
 //! Invariants: a changeset that was acknowledged survives the loss of power of all nodes; whoever got an answer finds its effect in
 //! [`Store::view`] of this node; nothing here assumes that the group has one member.
+mod close;
 mod cluster;
 pub mod members;
+pub(crate) mod room;
 mod share;
+pub(crate) mod size;
 mod submit;
 
 use std::collections::BTreeMap;
@@ -65,6 +68,9 @@ pub struct StoreConfig {
     pub log: log::Options,
     /// Longest changeset, encoded. Default 3 MiB: with what is around it, it fits in one gRPC message of 4 MiB.
     pub max_changeset_bytes: usize,
+    /// What would make all that is stored, without its history, longer than this many bytes is refused; what makes it shorter is not.
+    /// Default 2 GiB. It is all in memory, where it takes a few times as much.
+    pub max_bytes: u64,
     /// After this time without an answer a proposal's outcome is unknown. Default 10 s.
     pub propose_timeout: Duration,
     /// Longest wait for a read barrier. Default 5 s.
@@ -91,6 +97,7 @@ impl StoreConfig {
             timings: Timings::default(),
             log: log::Options::default(),
             max_changeset_bytes: 3 << 20,
+            max_bytes: 2 << 30,
             propose_timeout: Duration::from_secs(10),
             read_timeout: Duration::from_secs(5),
             recovery_timeout: Duration::from_secs(60),
@@ -149,6 +156,15 @@ pub struct StoreStatus {
     pub quorum: bool,
     /// How long ago it last was.
     pub quorum_age: Duration,
+    /// Why the disk of this node takes nothing at the moment, if so.
+    pub disk_refuses: Option<String>,
+    /// How often the log was synced since the start, and how long all of that took.
+    pub syncs: (u64, Duration),
+    /// Bytes of what is stored, without its history, and their limit.
+    pub bytes: u64,
+    pub max_bytes: u64,
+    /// Free bytes of the file system with the data folder, if that can be known.
+    pub disk_free: Option<u64>,
     /// The other members as this node sees them.
     pub peers: BTreeMap<u64, PeerStatus>,
 }
@@ -168,6 +184,8 @@ pub(crate) struct Inner {
     pub(crate) raft: Raft,
     pub(crate) log: Log<Entry>,
     confirmed: Arc<Confirmed>,
+    /// Why the disk takes nothing at the moment.
+    pub(crate) refused: watch::Receiver<Option<log::Refused>>,
     pub(crate) snapshots: Arc<Snapshots>,
     views: watch::Receiver<View>,
     applied: watch::Receiver<Option<EntryId>>,
@@ -177,6 +195,7 @@ pub(crate) struct Inner {
     pub(crate) leader: watch::Sender<Option<u64>>,
     contact: watch::Receiver<QuorumContact>,
     pub(crate) cache: Option<Cache>,
+    pub(crate) size: size::Size,
     recovered: watch::Sender<bool>,
     /// Cancelled by [`Store::shutdown`].
     pub(crate) closing: CancellationToken,
@@ -292,6 +311,7 @@ impl Store {
             machine,
         } = stored;
         let (views, applied, level) = (machine.subscribe(), machine.applied(), machine.level());
+        let refused = log.refused();
         let peers = identity.map(|identity| cluster::peers(&config, identity, &folder, known, &log, &machine));
         let (leader, contact) = match &peers {
             Some(peers) => (peers.shared.leader.clone(), peers.shared.contact.subscribe()),
@@ -309,6 +329,7 @@ impl Store {
                 raft,
                 log,
                 confirmed,
+                refused,
                 snapshots,
                 views,
                 applied,
@@ -317,6 +338,7 @@ impl Store {
                 leader,
                 contact,
                 cache,
+                size: size::Size::default(),
                 recovered: watch::Sender::new(false),
                 closing: CancellationToken::new(),
                 fatal: Arc::new(Notify::new()),
@@ -482,6 +504,11 @@ impl Store {
             admitted: peers.is_none_or(|peers| peers.shared.admitted.load(Ordering::Acquire)),
             quorum: contact.age() <= raft::lease(&self.inner.config.timings),
             quorum_age: contact.age(),
+            disk_refuses: self.refusing(),
+            syncs: self.inner.log.syncs(),
+            bytes: self.inner.size.bytes(),
+            max_bytes: self.inner.config.max_bytes,
+            disk_free: self.inner.disk.free(&self.inner.config.data_dir),
             peers: peers.map(Peers::status).unwrap_or_default(),
         }
     }
@@ -513,39 +540,6 @@ impl Store {
             .snapshot()
             .await
             .map_err(|fatal| Error::Stopped(self.died(&fatal)))
-    }
-
-    /// Ends the store in order: no more proposals, everything written, the log marked as closed, the folder free. Later calls find it closed.
-    ///
-    /// # Errors
-    /// The log could not be closed; what was acknowledged is safe all the same.
-    pub async fn shutdown(&self) -> Result<(), Error> {
-        self.inner.closing.cancel();
-        let mut closed = self.inner.closed.lock().await;
-        if *closed {
-            return Ok(());
-        }
-        *closed = true;
-        if let Err(error) = self.inner.raft.shutdown().await {
-            tracing::warn!(%error, "the core of the store ended badly");
-        }
-        if let Some(cache) = &self.inner.cache {
-            cache.close().await;
-        }
-        let confirmed = self.inner.confirmed.clone();
-        let settled = crate::disk::run(&*self.inner.disk, move || {
-            confirmed.settle();
-            Ok(())
-        });
-        if let Err(error) = settled.await {
-            tracing::debug!(%error, "what was confirmed is not made durable at the end");
-        }
-        // Last: with the log goes the lock on the folder.
-        self.inner
-            .log
-            .close()
-            .await
-            .map_err(|error| Error::Stopped(Chain(&error).to_string()))
     }
 
     pub(crate) fn inner(&self) -> &Arc<Inner> {

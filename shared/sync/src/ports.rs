@@ -68,6 +68,9 @@ pub enum SinkError {
     /// Not stored, or unknown: the same changeset (same request id) may be proposed again.
     #[error("the store is not available: {0}")]
     Unavailable(String),
+    /// Not stored, for a disk takes nothing: the same changeset may be proposed again, and is taken once there is room.
+    #[error("the store has no room: {0}")]
+    NoSpace(String),
     /// The store will never take it.
     #[error("the store refused it: {0}")]
     Refused(String),

@@ -58,13 +58,21 @@ pub(crate) async fn propose(
         let why = match result {
             Ok(Ok(applied)) => return Ok(applied),
             Ok(Err(err @ SinkError::Refused(_))) => return Err(err),
-            Ok(Err(SinkError::Unavailable(why))) => why,
-            Err(late) => late.to_string(),
+            Ok(Err(err @ (SinkError::Unavailable(_) | SinkError::NoSpace(_)))) => err,
+            Err(late) => SinkError::Unavailable(late.to_string()),
         };
         if deadline.has_passed() || !backoff.wait(cancel).await {
-            return Err(SinkError::Unavailable(why));
+            return Err(why);
         }
         tracing::debug!(error = %why, "proposing again");
+    }
+}
+
+/// What a peer is told whose first words could not be stored.
+pub(crate) fn status(error: &SinkError) -> Status {
+    match error {
+        SinkError::NoSpace(_) => Status::resource_exhausted(error.to_string()),
+        SinkError::Unavailable(_) | SinkError::Refused(_) => Status::unavailable(error.to_string()),
     }
 }
 
@@ -99,9 +107,18 @@ pub(crate) async fn store(
     while let Some(mut ops) = left.pop_front() {
         let mut set = changeset(ops.clone(), actor);
         set.global = global.filter(|_| left.is_empty());
-        let stored = match guard {
-            Some(guard) => guarded(sink, set, cancel, guard).await,
-            None => propose(sink, set, cancel, None).await,
+        let stored = loop {
+            let stored = match guard {
+                Some(guard) => guarded(sink, set.clone(), cancel, guard).await,
+                None => propose(sink, set.clone(), cancel, None).await,
+            };
+            match stored {
+                // Another node would have no more room: the stream stays, and what it brought waits.
+                Err(SinkError::NoSpace(why)) if !cancel.is_cancelled() => {
+                    tracing::warn!(error = why, "what a peer sent cannot be stored yet");
+                }
+                stored => break stored,
+            }
         };
         match stored {
             Ok(applied) => refused.extend(ops.iter().zip(&applied.results).filter_map(|(op, result)| match result {
@@ -211,6 +228,49 @@ mod tests {
         assert_eq!(refused, [(key(Kind::Mesh, "", "big"), "too large".to_owned())]);
         assert_eq!(sink.0.view().list(Kind::Mesh).count(), 6);
         assert_eq!(sink.0.view().global(), Some(global), "the revision comes with the last piece");
+    }
+
+    /// Has no room for so many tries.
+    struct Full(Memory, std::sync::atomic::AtomicU32);
+
+    impl Sink for Full {
+        fn apply(&self, set: Changeset) -> BoxFuture<'_, Result<Applied, SinkError>> {
+            let left = self
+                .1
+                .fetch_update(std::sync::atomic::Ordering::SeqCst, std::sync::atomic::Ordering::SeqCst, |left| {
+                    left.checked_sub(1)
+                });
+            let result = match left {
+                Ok(_) => Err(SinkError::NoSpace("the disk is full".to_owned())),
+                Err(_) => Ok(self.0.change(set)),
+            };
+            futures::future::ready(result).boxed()
+        }
+
+        fn barrier(&self) -> BoxFuture<'_, Result<(), SinkError>> {
+            futures::future::ready(Ok(())).boxed()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_store_without_room_is_waited_for_longer_than_one_that_is_away() {
+        let start = tokio::time::Instant::now();
+        let sink = Full(Memory::new(Role::Global, 1), 100.into());
+        let outcome = store(&sink, vec![piece("a")], None, "", &CancellationToken::new(), None).await;
+        assert_eq!(outcome.unwrap(), []);
+        assert_eq!(meshes(&sink.0), ["a"]);
+        assert!(start.elapsed() > PROPOSE_ALL);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn first_words_that_find_no_room_are_told_so() {
+        let sink = Full(Memory::new(Role::Global, 1), u32::MAX.into());
+        let set = changeset(piece("a"), "");
+        let refused = propose(&sink, set, &CancellationToken::new(), None).await.unwrap_err();
+        assert_eq!(status(&refused).code(), tonic::Code::ResourceExhausted);
+        let cancel = CancellationToken::new();
+        cancel.cancel();
+        store(&sink, vec![piece("a")], None, "", &cancel, None).await.unwrap_err();
     }
 
     /// Loses the claim while the first piece is being stored.

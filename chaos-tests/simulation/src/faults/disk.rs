@@ -1,10 +1,11 @@
-//! Disks that fail or are slow, and snapshots at any moment.
+//! Disks that fail, take nothing or are slow, and snapshots at any moment.
+use std::io::ErrorKind;
 use std::path::Path;
 
 use rand::RngExt;
 use rand::rngs::StdRng;
 
-use super::any_node;
+use super::{any_node, leader_of};
 use crate::world::{End, World};
 use crate::{ms, pause};
 
@@ -21,6 +22,26 @@ pub async fn sync_fails(world: World, mut rng: StdRng) {
     let how = if rng.random() { End::Kill } else { End::PowerLoss };
     world.end(id, how, ms(rng.random_range(10..500)));
     world.disk_is_bad(id, false);
+}
+
+/// A disk takes nothing for a while: it is full, or read-only. The node must not stop for it, and goes on by itself afterwards.
+pub async fn refuses(world: World, mut rng: StdRng) {
+    let any = any_node(&world, &mut rng);
+    let id = if rng.random() { leader_of(&world).unwrap_or(any) } else { any };
+    let Some(disk) = world.disk(id) else { return };
+    world.disk_refuses(id, true);
+    let full = rng.random_range(0..3_u8) > 0;
+    disk.refuse(Some(if full {
+        ErrorKind::StorageFull
+    } else {
+        ErrorKind::ReadOnlyFilesystem
+    }));
+    let longest = if rng.random() { 700 } else { 5000 };
+    pause(ms(rng.random_range(50..longest))).await;
+    disk.refuse(None);
+    // Until it has found out, and has what it missed.
+    pause(ms(2500)).await;
+    world.disk_refuses(id, false);
 }
 
 /// Syncs take long.
@@ -49,7 +70,7 @@ pub async fn snapshot(world: World, mut rng: StdRng) {
 pub async fn snapshot_damaged(world: World, mut rng: StdRng) {
     let id = any_node(&world, &mut rng);
     // Where the newest came from the leader, the log does not reach back to the one before it, and the node must be told to rejoin.
-    if world.has_bad_disk(id) || world.running(id).is_none() || world.network.was_restored(id) {
+    if !world.is_disk_well(id) || world.running(id).is_none() || world.network.was_restored(id) {
         return;
     }
     world.end(id, End::Kill, ms(500));

@@ -20,7 +20,7 @@ use crate::{ms, note, pause};
 type Fault = fn(World, StdRng) -> BoxFuture<'static, ()>;
 
 /// All faults, with how often each is drawn.
-const FAULTS: [(&str, u32, Fault); 19] = [
+const FAULTS: [(&str, u32, Fault); 20] = [
     ("kill", 6, |world, rng| Box::pin(crash::kill(world, rng))),
     ("power-loss", 6, |world, rng| Box::pin(crash::power_loss(world, rng))),
     ("power-loss-at-a-write", 8, |world, rng| {
@@ -29,6 +29,7 @@ const FAULTS: [(&str, u32, Fault); 19] = [
     ("power-loss-of-all", 3, |world, rng| Box::pin(crash::power_loss_of_all(world, rng))),
     ("rolling-restart", 2, |world, rng| Box::pin(crash::rolling_restart(world, rng))),
     ("sync-fails", 3, |world, rng| Box::pin(disk::sync_fails(world, rng))),
+    ("disk-refuses", 6, |world, rng| Box::pin(disk::refuses(world, rng))),
     ("slow-disk", 4, |world, rng| Box::pin(disk::slow(world, rng))),
     ("snapshot", 5, |world, rng| Box::pin(disk::snapshot(world, rng))),
     ("snapshot-damaged", 3, |world, rng| Box::pin(disk::snapshot_damaged(world, rng))),

@@ -165,7 +165,7 @@ fn sample(running: &Running) -> Sample {
 fn picture(world: &World) -> Picture {
     let up = world.all_running();
     let nodes: BTreeMap<u64, Sample> = up.iter().map(|running| (running.life.node, sample(running))).collect();
-    let well: Vec<u64> = nodes.keys().copied().filter(|id| !world.has_bad_disk(*id)).collect();
+    let well: Vec<u64> = nodes.keys().copied().filter(|id| world.is_disk_well(*id)).collect();
     let pairs = well.iter().flat_map(|a| well.iter().map(move |b| (*a, *b))).filter(|(a, b)| a < b);
     let links = pairs.filter(|(a, b)| world.network.is_usual(*a, *b)).collect();
     let nodes = nodes

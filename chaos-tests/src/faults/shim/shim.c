@@ -55,7 +55,24 @@ static int regular(int fd) {
     return fd > 2 && fstat(fd, &found) == 0 && S_ISREG(found.st_mode);
 }
 
-static int refused(int fd) {
+/* Whether a write of so many bytes fails. A full disk still takes what has its blocks already, as a real one does. `at` below 0: wherever
+ * the file stands. */
+static int refused(int fd, off64_t at, size_t count) {
+    int64_t error = number(WRITE_ERROR);
+    if (error == 0 || !regular(fd)) return 0;
+    struct stat found;
+    if ((error == ENOSPC || error == EDQUOT) && fstat(fd, &found) == 0) {
+        int flags = fcntl(fd, F_GETFL);
+        if (at < 0) at = flags >= 0 && (flags & O_APPEND) ? found.st_size : lseek(fd, 0, SEEK_CUR);
+        off64_t end = at + (off64_t)count;
+        if (at >= 0 && end <= found.st_size && end <= (off64_t)found.st_blocks * 512) return 0;
+    }
+    errno = (int)error;
+    return 1;
+}
+
+/* Whether taking space or making a file fails. */
+static int refused_anew(int fd) {
     int64_t error = number(WRITE_ERROR);
     if (error == 0 || !regular(fd)) return 0;
     errno = (int)error;
@@ -63,14 +80,14 @@ static int refused(int fd) {
 }
 
 ssize_t write(int fd, const void *bytes, size_t count) {
-    if (refused(fd)) return -1;
+    if (refused(fd, -1, count)) return -1;
     ssize_t done = syscall(SYS_write, fd, bytes, count);
     if (done > 0 && synced >= 0 && regular(fd)) wrote(fd, lseek(fd, 0, SEEK_CUR));
     return done;
 }
 
 ssize_t pwrite64(int fd, const void *bytes, size_t count, off64_t at) {
-    if (refused(fd)) return -1;
+    if (refused(fd, at, count)) return -1;
     ssize_t done = syscall(SYS_pwrite64, fd, bytes, count, at);
     if (done > 0) wrote(fd, at + done);
     return done;
@@ -79,11 +96,13 @@ ssize_t pwrite64(int fd, const void *bytes, size_t count, off64_t at) {
 ssize_t pwrite(int fd, const void *bytes, size_t count, off_t at) { return pwrite64(fd, bytes, count, at); }
 
 ssize_t writev(int fd, const struct iovec *parts, int count) {
-    return refused(fd) ? -1 : syscall(SYS_writev, fd, parts, count);
+    size_t total = 0;
+    for (int i = 0; i < count; i++) total += parts[i].iov_len;
+    return refused(fd, -1, total) ? -1 : syscall(SYS_writev, fd, parts, count);
 }
 
 int fallocate64(int fd, int mode, off64_t at, off64_t length) {
-    return refused(fd) ? -1 : (int)syscall(SYS_fallocate, fd, mode, at, length);
+    return refused_anew(fd) ? -1 : (int)syscall(SYS_fallocate, fd, mode, at, length);
 }
 
 static void record(int fd, off_t end) {

@@ -117,6 +117,19 @@ async fn a_store_that_fails() {
         .memory
         .fail_writes(Some((ProposeError::TooLarge { bytes: 9, limit: 5 }, false)));
     server.put(PATH, a_permission("default", "p")).await.is(413);
+    let full = ProposeError::NoSpace("the disk takes nothing: make room in /data".to_owned());
+    server.memory.fail_writes(Some((full, false)));
+    let got = server.put(PATH, a_permission("default", "p")).await.is(507);
+    assert_eq!(
+        (
+            got.header("retry-after"),
+            got.json()["title"].as_str(),
+            got.json()["status"].as_u64()
+        ),
+        ("1", Some("Insufficient storage"), Some(507))
+    );
+    assert!(got.text().contains("make room in /data"));
+    server.get(PATH).await.is(404);
     assert_eq!(server.memory.fingerprint(), before);
 }
 

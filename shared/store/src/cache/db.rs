@@ -282,6 +282,14 @@ impl Db {
         Ok(())
     }
 
+    /// Lets go of it, whatever becomes of it: sled writes once more as it ends.
+    pub(super) fn let_go(self) {
+        let _ = guarded(|| {
+            drop(self);
+            Ok(())
+        });
+    }
+
     /// Hands everything to the system. Not durable yet.
     pub(super) fn close(self) -> Result<(), Error> {
         guarded(|| {

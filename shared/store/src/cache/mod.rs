@@ -195,22 +195,29 @@ impl Inner {
 
     fn catch_up(&mut self) {
         let view = self.views.borrow_and_update().clone();
-        let Some(db) = &mut self.db else { return };
-        if let Err(error) = db.catch_up(&view) {
-            tracing::warn!(error = %Chain(&error), "the cache has failed, it is rebuilt");
+        let done = self.db.as_mut().map(|db| db.catch_up(&view));
+        if let Some(Err(error)) = &done {
+            tracing::warn!(error = %Chain(error), "the cache has failed, it is rebuilt");
+        }
+        // One that could not be rebuilt is tried again with the next view: a disk may have room again.
+        if !matches!(done, Some(Ok(()))) {
             let again = self
                 .start_anew(&marks::boot_id())
                 .and_then(|()| self.db.as_mut().map_or(Ok(()), |db| db.catch_up(&view)));
             if let Err(error) = again {
-                tracing::warn!(error = %Chain(&error), "no cache from here on: it cannot be rebuilt");
-                self.db = None;
+                if done.is_some() {
+                    tracing::warn!(error = %Chain(&error), "no cache for now: it cannot be rebuilt");
+                }
+                self.let_go();
             }
         }
         self.note();
     }
 
     fn close(&mut self) {
-        self.catch_up();
+        if self.db.is_some() {
+            self.catch_up();
+        }
         self.closed = true;
         let Some(db) = self.db.take() else { return };
         if let Err(error) = db.close().and_then(|()| marks::end(&self.dir)) {
@@ -219,11 +226,18 @@ impl Inner {
     }
 
     fn start_anew(&mut self, boot_id: &str) -> Result<(), Error> {
-        self.db = None;
+        self.let_go();
         marks::wipe(&self.dir, boot_id)?;
         self.db = Some(Db::open(&marks::db_path(&self.dir))?);
         self.status.send_modify(|status| status.rebuilt += 1);
         Ok(())
+    }
+
+    /// Lets go of what is open.
+    fn let_go(&mut self) {
+        if let Some(db) = self.db.take() {
+            db.let_go();
+        }
     }
 
     fn note(&mut self) {

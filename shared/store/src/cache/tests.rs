@@ -285,3 +285,18 @@ async fn the_store_has_the_same_state_whatever_happened_to_its_cache() {
         );
     }
 }
+
+/// As on a disk that takes nothing for a while.
+#[test]
+fn a_cache_that_cannot_be_made_is_made_later() {
+    let (dir, mut state) = (tempfile::tempdir().unwrap(), state());
+    change(&mut state, &mut StdRng::seed_from_u64(1), 20);
+    let at = dir.path().join("cache");
+    std::fs::write(&at, "in the way").unwrap();
+    let mut inner = open(&at, "boot");
+    inner.show(state.view());
+    assert!(inner.db.is_none() && inner.seen().revision == 0);
+    std::fs::remove_file(&at).unwrap();
+    inner.show(state.view());
+    assert_same(&inner, state.view(), "with room again");
+}

@@ -73,6 +73,11 @@ pub trait Disk: Debug + Send + Sync + 'static {
         None
     }
 
+    /// Bytes that are free in the file system of `path`, if that can be known. Does not wait for the device.
+    fn free(&self, _path: &Path) -> Option<u64> {
+        None
+    }
+
     /// Where `path` is in the file system of the machine, for what cannot work on this trait (sled, locks).
     /// `None`: nowhere; such parts are then left out.
     fn real_path(&self, path: &Path) -> Option<PathBuf>;
@@ -123,6 +128,16 @@ pub trait DiskFile: Debug + Send + Sync {
     fn sync_data(&self) -> io::Result<()>;
 }
 
+/// Whether the disk took nothing, for a reason that passes when somebody makes room or makes it writable. Said of a write, of a file that
+/// was to be made or of space that was to be taken, nothing that is on the disk has become doubtful by it. Said of a sync, it means what
+/// every failed sync means.
+pub fn is_refusal(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::ReadOnlyFilesystem
+    )
+}
+
 /// The whole content of `path`.
 ///
 /// # Errors
@@ -164,11 +179,17 @@ pub fn write_atomic(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> io::Result<()
         return Err(error);
     }
     let file = disk.create(&aside)?;
-    file.write_at(0, bytes)?;
-    if !defects::on(Defect::SmallFilesNotSynced) {
-        file.sync_data()?;
+    let written = file
+        .write_at(0, bytes)
+        .and_then(|()| match defects::on(Defect::SmallFilesNotSynced) {
+            true => Ok(()),
+            false => file.sync_data(),
+        });
+    if let Err(error) = written.and_then(|()| disk.rename(&aside, path)) {
+        // It takes room that may be what is wanting.
+        let _ = disk.remove(&aside);
+        return Err(error);
     }
-    disk.rename(&aside, path)?;
     disk.sync_dir(dir)
 }
 

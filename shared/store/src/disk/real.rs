@@ -80,6 +80,11 @@ impl Disk for RealDisk {
         File::open(dir)?.sync_all()
     }
 
+    fn free(&self, path: &Path) -> Option<u64> {
+        let found = rustix::fs::statvfs(path).ok()?;
+        Some(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
     fn real_path(&self, path: &Path) -> Option<PathBuf> {
         Some(path.to_owned())
     }

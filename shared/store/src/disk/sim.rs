@@ -2,6 +2,9 @@
 //! In: a seed. Out: [`Disk`]; [`SimDisk::power_loss`] gives the disk as the machine finds it afterwards.
 //! Invariant: what survives is what was synced plus any subset of what was not: writes by sector, names one by one, in any order.
 //! Lengths may grow without their content; nothing that was synced is ever lost or changed.
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::ops::Range;
@@ -37,15 +40,19 @@ struct State {
     /// The call with this number and all after it fail: the machine is off.
     off_at: Option<u64>,
     /// The sync with this number (counted from now) fails, and drops what it should have written.
-    fail_sync_in: Option<u64>,
+    fail_sync_in: Option<(u64, ErrorKind)>,
     syncs: u64,
     /// How long a sync of the log takes.
     sync_time: Option<Range<Duration>>,
+    /// Why nothing new is taken, see [`SimDisk::refuse`].
+    refuses: Option<ErrorKind>,
 }
 
 #[derive(Debug, Default)]
 struct Inode {
     live: Vec<u8>,
+    /// Space is taken up to here, whatever the length.
+    taken: u64,
     durable: Vec<u8>,
     pending: Vec<FileOp>,
 }
@@ -108,6 +115,7 @@ impl SimDisk {
             fail_sync_in: None,
             syncs: 0,
             sync_time: None,
+            refuses: None,
         };
         Self {
             state: Arc::new(Mutex::new(state)),
@@ -133,12 +141,23 @@ impl SimDisk {
 
     /// The `n`-th `sync_data` from now (0 = the next) fails as a device error would, and what it should have written is gone.
     pub fn fail_sync_in(&self, n: u64) {
-        self.state.lock().fail_sync_in = Some(n);
+        self.fail_sync_with(n, ErrorKind::Other);
+    }
+
+    /// As [`SimDisk::fail_sync_in`], with this error.
+    pub fn fail_sync_with(&self, n: u64, error: ErrorKind) {
+        self.state.lock().fail_sync_in = Some((n, error));
     }
 
     /// From now on a sync of the log takes as long as `times` say, in simulated time. To be set before a store is opened on the disk.
     pub fn set_sync_time(&self, times: Range<Duration>) {
         self.state.lock().sync_time = Some(times);
+    }
+
+    /// From now on the disk takes nothing new, or (`None`) everything again. `StorageFull` and `QuotaExceeded`: what has its space already can
+    /// be written; of anything else a part may be. `ReadOnlyFilesystem`: nothing at all changes.
+    pub fn refuse(&self, why: Option<ErrorKind>) {
+        self.state.lock().refuses = why;
     }
 
     /// Whether the machine is on and the process lives that got this handle.
@@ -237,6 +256,14 @@ impl State {
         }
     }
 
+    /// For calls that change what is there without taking space.
+    fn writable(&self) -> io::Result<()> {
+        match self.refuses {
+            Some(ErrorKind::ReadOnlyFilesystem) => Err(ErrorKind::ReadOnlyFilesystem.into()),
+            _ => Ok(()),
+        }
+    }
+
     fn dir(&mut self, path: &Path) -> io::Result<(&mut Dir, String)> {
         let name = path.file_name().and_then(|name| name.to_str()).ok_or(ErrorKind::InvalidInput)?;
         let dir = path.parent().and_then(|dir| self.dirs.get_mut(dir)).ok_or(ErrorKind::NotFound)?;
@@ -274,6 +301,7 @@ impl Inode {
         }
         self.durable = survivor;
         self.live = self.durable.clone();
+        self.taken = self.live.len() as u64;
     }
 
     fn sync(&mut self) {
@@ -405,6 +433,13 @@ impl Disk for SimDisk {
         state.next_inode += 1;
         state.inodes.insert(inode, Inode::default());
         let power = state.power();
+        state.writable()?;
+        // There may or may not be room for a name.
+        if let Some(why) = state.refuses
+            && state.rng.random()
+        {
+            return Err(why.into());
+        }
         let (dir, name) = state.dir(path)?;
         if dir.live.contains_key(&name) {
             return Err(ErrorKind::AlreadyExists.into());
@@ -423,6 +458,7 @@ impl Disk for SimDisk {
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.enter(true)?;
         let power = state.power();
+        state.writable()?;
         let inode = state.find(from)?;
         let (_, to) = state.dir(to)?;
         let (dir, from) = state.dir(from)?;
@@ -432,6 +468,7 @@ impl Disk for SimDisk {
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.enter(true)?;
         let power = state.power();
+        state.writable()?;
         state.find(path)?;
         let (dir, name) = state.dir(path)?;
         dir.change(power, DirOp::Unlink(name))
@@ -491,6 +528,15 @@ impl DiskFile for SimFile {
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut state = self.disk.enter(true)?;
         let power = state.power();
+        state.writable()?;
+        let taken = state.inode(self.inode)?.taken;
+        let inside = data.len().min(index(taken.saturating_sub(offset)));
+        let refused = state.refuses.filter(|_| inside < data.len());
+        let part = match refused {
+            Some(_) => state.rng.random_range(inside..data.len()),
+            None => data.len(),
+        };
+        let data = data.get(..part).unwrap_or_default();
         let inode = state.inode(self.inode)?;
         if power != Power::Off {
             inode.pending.push(FileOp::Write {
@@ -502,93 +548,46 @@ impl DiskFile for SimFile {
             return Err(power_is_off());
         }
         write(&mut inode.live, offset, data);
-        Ok(())
+        inode.taken = taken.max(inode.live.len() as u64);
+        refused.map_or(Ok(()), |why| Err(why.into()))
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         let mut state = self.disk.enter(true)?;
         state.powered()?;
+        state.writable()?;
         let inode = state.inode(self.inode)?;
         inode.pending.push(FileOp::SetLen(len));
+        inode.taken = if len < inode.live.len() as u64 { len } else { inode.taken };
         set_len(&mut inode.live, len);
         Ok(())
     }
 
-    /// Less than was asked for, which is enough to have a tail of zeros.
+    /// The space is taken, but the file becomes less long than was asked for: enough to have a tail of zeros.
     fn reserve(&self, from: u64, len: u64) -> io::Result<()> {
-        self.set_len(from + len.min(SECTOR * 3))
+        if let Some(why) = self.disk.enter(false)?.refuses {
+            return Err(why.into());
+        }
+        self.set_len(from + len.min(SECTOR * 3))?;
+        let mut state = self.disk.enter(false)?;
+        let inode = state.inode(self.inode)?;
+        inode.taken = inode.taken.max(from + len);
+        Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.disk.enter(true)?;
         state.powered()?;
-        if let Some(n) = state.fail_sync_in {
-            state.fail_sync_in = n.checked_sub(1);
+        if let Some((n, error)) = state.fail_sync_in {
+            state.fail_sync_in = n.checked_sub(1).map(|n| (n, error));
             if n == 0 {
                 // The system forgets that the pages were dirty: what is read still shows them, what is on disk does not.
                 state.inode(self.inode)?.pending.clear();
-                return Err(io::Error::other("input/output error"));
+                return Err(io::Error::new(error, "input/output error"));
             }
         }
         state.syncs += 1;
         state.inode(self.inode)?.sync();
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn disk_with(content: &[u8], seed: u64) -> (SimDisk, Arc<dyn DiskFile>) {
-        let disk = SimDisk::new(seed);
-        disk.create_dir(Path::new("/d")).unwrap();
-        let file = disk.create(Path::new("/d/f")).unwrap();
-        file.write_at(0, content).unwrap();
-        file.sync_data().unwrap();
-        disk.sync_dir(Path::new("/d")).unwrap();
-        (disk, file)
-    }
-
-    #[test]
-    fn what_was_synced_survives_and_the_rest_may_not() {
-        let mut kept = 0;
-        for seed in 0..200 {
-            let (disk, file) = disk_with(b"safe", seed);
-            file.write_at(4, b"+more").unwrap();
-            let disk = disk.power_loss();
-            assert!(file.size().is_err(), "handles from before are dead");
-            let after = super::super::read_file(&disk, Path::new("/d/f"), 100).unwrap();
-            assert!(after.starts_with(b"safe"), "{after:?}");
-            kept += u32::from(after == b"safe+more");
-        }
-        assert!((20..180).contains(&kept), "{kept} of 200 kept the un-synced write");
-    }
-
-    #[test]
-    fn a_name_needs_its_folder_synced() {
-        let mut seen = std::collections::BTreeSet::new();
-        for seed in 0..200 {
-            let (disk, file) = disk_with(b"old", seed);
-            let new = disk.create(Path::new("/d/f.new")).unwrap();
-            new.write_at(0, b"new").unwrap();
-            new.sync_data().unwrap();
-            disk.rename(Path::new("/d/f.new"), Path::new("/d/f")).unwrap();
-            drop(file);
-            let disk = disk.power_loss();
-            seen.insert(super::super::read_file(&disk, Path::new("/d/f"), 100).unwrap());
-        }
-        assert_eq!(seen.into_iter().collect::<Vec<_>>(), [b"new".to_vec(), b"old".to_vec()]);
-    }
-
-    #[test]
-    fn the_power_goes_at_the_chosen_call() {
-        let (disk, file) = disk_with(b"x", 1);
-        disk.power_off_in(1);
-        file.write_at(1, b"y").unwrap();
-        file.write_at(2, b"z").unwrap_err();
-        file.sync_data().unwrap_err();
-        let disk = disk.power_loss();
-        assert!(disk.open(Path::new("/d/f")).is_ok());
     }
 }

@@ -54,6 +54,15 @@ pub enum Failure {
     Closed,
 }
 
+/// The disk takes nothing at the moment. Nothing that was written has become doubtful.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// In the words of the system.
+    pub reason: String,
+    /// The space that was taken before is used up, too, or as good as: what is handed in now waits, and what comes after it.
+    pub closed: bool,
+}
+
 impl From<Failure> for io::Error {
     fn from(failure: Failure) -> Self {
         Self::other(failure)

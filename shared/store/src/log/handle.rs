@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -11,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::memory::{Found, Memory};
 use super::record::{self, Content};
 use super::writer::{Job, Op, Writer};
-use super::{EntryId, Error, Failure, Item, Options, Vote, recover, segment};
+use super::{EntryId, Error, Failure, Item, Options, Refused, Vote, recover, segment};
 use crate::defects::{self, Defect};
 use crate::disk::{self, Disk};
 
@@ -115,9 +116,28 @@ impl<E: Item> Log<E> {
         }
     }
 
+    /// How often the log was synced since it was opened, and how long all of that took.
+    pub fn syncs(&self) -> (u64, Duration) {
+        self.memory.lock().syncs
+    }
+
     /// Becomes `Some` when the log takes nothing more.
     pub fn failure(&self) -> watch::Receiver<Option<Failure>> {
         self.memory.lock().watch_failed()
+    }
+
+    /// `Some`, with the reason, while the disk takes nothing although nothing is lost. What is handed in all the same is written as long as
+    /// there is room that was taken before, and waits then; see [`Log::retry`].
+    pub fn refused(&self) -> watch::Receiver<Option<Refused>> {
+        self.memory.lock().watch_refused()
+    }
+
+    /// Has the writer find out whether the disk takes writes again, and write what waits. Whatever else is handed in does so, too.
+    ///
+    /// # Errors
+    /// The log takes nothing more.
+    pub async fn retry(&self) -> Result<(), Error> {
+        self.submit(Op::Retry, None).await
     }
 
     /// Appends entries that follow the last. They can be read on return; `done` is called when they are durable.
@@ -255,7 +275,7 @@ fn admit<E: Item>(memory: &mut Memory<E>, op: &Op<E>) -> Result<(), Error> {
         Op::Committed(id) => memory.committed = memory.committed.max(Some(*id)),
         Op::Truncate(to) => memory.truncate_after(*to),
         Op::Purge(upto) => memory.purge(*upto),
-        Op::Close => {}
+        Op::Retry | Op::Close => {}
     }
     Ok(())
 }

@@ -3,10 +3,11 @@
 //! Invariant: the slots are contiguous from the entry after the purged one to the last; an entry that is not on disk yet is in memory.
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{EntryId, Error, Failure, Item, Vote};
+use super::{EntryId, Error, Failure, Item, Refused, Vote};
 use crate::disk::DiskFile;
 
 /// Where the record of an entry is.
@@ -54,6 +55,10 @@ pub(super) struct Memory<E> {
     cached_bytes: usize,
     cache_limit: usize,
     failed: watch::Sender<Option<Failure>>,
+    /// Why the disk takes nothing at the moment.
+    refused: watch::Sender<Option<Refused>>,
+    /// How often the log was synced, and how long all of that took.
+    pub syncs: (u64, Duration),
 }
 
 impl<E> Memory<E> {
@@ -70,6 +75,8 @@ impl<E> Memory<E> {
             cached_bytes: 0,
             cache_limit,
             failed: watch::Sender::new(None),
+            refused: watch::Sender::new(None),
+            syncs: (0, Duration::ZERO),
         }
     }
 
@@ -179,6 +186,25 @@ impl<E> Memory<E> {
     /// Why nothing more is taken, if so.
     pub(super) fn failed(&self) -> Option<Failure> {
         self.failed.borrow().clone()
+    }
+
+    pub(super) fn watch_refused(&self) -> watch::Receiver<Option<Refused>> {
+        self.refused.subscribe()
+    }
+
+    pub(super) fn is_refused(&self) -> bool {
+        self.refused.borrow().is_some()
+    }
+
+    /// The disk takes nothing, or takes writes again. Says whether that is news.
+    pub(super) fn refuse(&self, now: Option<Refused>) -> bool {
+        let news = self.is_refused() != now.is_some();
+        self.refused.send_if_modified(|known| {
+            let changed = *known != now;
+            *known = now;
+            changed
+        });
+        news
     }
 
     pub(super) fn watch_failed(&self) -> watch::Receiver<Option<Failure>> {

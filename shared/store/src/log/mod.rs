@@ -2,16 +2,19 @@
 //! In: entries in order, marks. Out: what was written, after any crash; a callback when it is durable.
 //! Invariants: what was reported durable is found again; records become durable in the order they were handed in; after a write or
 //! sync that failed nothing is written or reported durable any more (the page cache can no longer be trusted).
+//! A disk that is full or read-only refuses before anything of a batch is synced: nothing has become doubtful, and what was handed in waits,
+//! in order, until it can be written to the same place ([`room`]). Nobody hands in more meanwhile: that is for the users of the log.
 //! A tail that a power loss tore is cut at open; damage anywhere else is an error with file and offset, never repaired by guessing.
 //! Source: "Protocol-Aware Recovery for Consensus-Based Storage" (FAST 2018) for torn tail versus damage.
 //!
 //! - [`record`]: the bytes of one record. - [`segment`]: names, header and head of a file. - [`recover`]: reading it all at open.
-//! - [`writer`]: the one place that writes. - [`memory`]: index and newest entries. Not here: what Raft makes of it (`crate::raft`).
+//! - [`writer`]: the one place that writes. - [`room`]: space that is taken ahead. - [`memory`]: index and newest entries. Not here: what Raft makes of it (`crate::raft`).
 mod error;
 mod handle;
 mod memory;
 pub(crate) mod record;
 mod recover;
+mod room;
 mod segment;
 #[cfg(any(test, feature = "testing"))]
 mod testing;
@@ -23,7 +26,7 @@ mod tests;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-pub use error::{Error, Failure};
+pub use error::{Error, Failure, Refused};
 pub use handle::{Done, Guard, Log, LogState};
 
 /// Position of an entry: the term of the leader that proposed it, and its index.

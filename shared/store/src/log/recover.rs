@@ -88,6 +88,9 @@ pub(super) fn open<E: Item>(disk: &Arc<dyn Disk>, dir: &Path, options: Options) 
         head,
         newest_in,
         buf: Vec::new(),
+        waiting: Vec::new(),
+        batch: None,
+        no_room: None,
         guard: None,
     };
     remove_leftovers(&**disk, dir, &numbers, writer.head.first_segment);
@@ -115,6 +118,9 @@ fn create<E: Item>(disk: &Arc<dyn Disk>, dir: &Path, options: Options) -> Result
         },
         newest_in: BTreeMap::new(),
         buf: Vec::new(),
+        waiting: Vec::new(),
+        batch: None,
+        no_room: None,
         guard: None,
     };
     writer.open_current();

@@ -15,6 +15,8 @@ use super::writer::{Job, Op};
 use super::*;
 use crate::disk::{Disk, RealDisk, SimDisk};
 
+mod full;
+
 const DIR: &str = "/node/log";
 
 #[derive(Clone, Debug, PartialEq, Eq)]

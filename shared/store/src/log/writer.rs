@@ -1,24 +1,23 @@
 //! The one place that writes the log: jobs in order become records, one write and at most one sync per batch.
 //! In: batches of jobs. Out: their callbacks, after the sync.
 //! Invariants: one batch is synced before the next is written; a job that must be durable is answered only after the sync that
-//! covers it; after a failure every job is answered with it, and nothing is written.
+//! covers it; after a failure every job is answered with it, and nothing is written. A batch that the disk refused keeps its bytes and its
+//! place, and nothing is written before it.
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tokio::time::Instant;
 
 use super::handle::{Done, Guard};
 use super::memory::{Memory, Place};
 use super::record::{self, Content};
 use super::segment::{self, Head};
-use super::{EntryId, Failure, Item, Options, Vote};
+use super::{EntryId, Failure, Item, Options, Refused, Vote};
 use crate::defects::{self, Defect};
-use crate::disk::{Disk, DiskFile};
-
-/// The part of a file's length that is reserved at a time.
-const RESERVED_PART: u64 = 4;
+use crate::disk::{self, Disk, DiskFile};
 
 /// What a job asks for.
 pub(super) enum Op<E> {
@@ -28,6 +27,8 @@ pub(super) enum Op<E> {
     Committed(EntryId),
     Truncate(Option<EntryId>),
     Purge(EntryId),
+    /// Nothing but another try to write what the disk refused.
+    Retry,
     Close,
 }
 
@@ -49,6 +50,39 @@ impl<E> Job<E> {
             done(result);
         }
     }
+}
+
+/// Why a batch was not written.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// The disk took nothing, and nothing was synced yet: the same bytes can be written to the same place later.
+    Refused(io::Error),
+    Failed(io::Error),
+}
+
+impl From<io::Error> for Trouble {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// For what takes space or changes names, but never for a sync.
+pub(super) fn refused_or_failed(error: io::Error) -> Trouble {
+    if disk::is_refusal(&error) {
+        Trouble::Refused(error)
+    } else {
+        Trouble::Failed(error)
+    }
+}
+
+/// What the bytes in the buffer are.
+pub(super) struct Batch {
+    /// The first so many of the jobs that wait.
+    jobs: usize,
+    placed: Vec<(EntryId, Place)>,
+    sync: bool,
+    closes: bool,
+    purges: bool,
 }
 
 /// The file that is written to.
@@ -78,73 +112,188 @@ pub(super) struct Writer<E> {
     /// Greatest index of an entry in each file, `None` if it has none.
     pub newest_in: BTreeMap<u64, Option<u64>>,
     pub buf: Vec<u8>,
+    /// Handed in and not answered yet.
+    pub waiting: Vec<Job<E>>,
+    /// In the buffer, but not written.
+    pub batch: Option<Batch>,
+    /// Why no space could be taken ahead the last time, if the disk refused.
+    pub no_room: Option<String>,
     /// Held for as long as anything may be written.
     pub guard: Option<Guard>,
 }
 
 impl<E: Item> Writer<E> {
-    /// Carries out a batch. Callbacks run on this thread.
+    /// Carries out jobs, after those that wait. Callbacks run on this thread.
     pub(super) fn process(&mut self, jobs: Vec<Job<E>>) {
-        let failed = self.memory.lock().failed();
-        let result = match failed {
-            Some(failure) => Err(failure),
-            None => self.write(&jobs).map_err(|error| {
-                let failure = self.memory.lock().fail(Failure::Disk(error.to_string()));
-                tracing::error!(segment = self.current.seq, %error, "the log can no longer be written: this node stops");
-                failure
-            }),
-        };
-        let purges = jobs.iter().any(|job| matches!(job.op, Op::Purge(_)));
-        let closes = jobs.iter().any(|job| matches!(job.op, Op::Close));
-        if closes {
+        let retries = jobs.iter().any(|job| matches!(job.op, Op::Retry));
+        self.waiting.extend(jobs.into_iter().filter(|job| !matches!(job.op, Op::Retry)));
+        if retries && self.waiting.is_empty() {
+            self.look_for_room();
+        }
+        while !self.waiting.is_empty() {
+            let failed = self.memory.lock().failed();
+            if let Some(failure) = failed {
+                return self.give_up(failure);
+            }
+            let (what, error) = match self.write() {
+                Ok(batch) => {
+                    self.finish(&batch);
+                    continue;
+                }
+                Err(Trouble::Refused(error)) if !self.waiting.iter().any(|job| matches!(job.op, Op::Close)) => {
+                    return self.tell(Some(error.to_string()));
+                }
+                // Nobody will try again.
+                Err(Trouble::Refused(error)) => (
+                    "the log is closed while the disk takes nothing: what it did not take is lost, and was not acknowledged",
+                    error,
+                ),
+                Err(Trouble::Failed(error)) => ("the log can no longer be written: this node stops", error),
+            };
+            tracing::error!(segment = self.current.seq, %error, "{what}");
+            let failure = self.memory.lock().fail(Failure::Disk(error.to_string()));
+            self.give_up(failure);
+        }
+    }
+
+    /// Says whether the disk takes writes.
+    fn tell(&self, reason: Option<String>) {
+        let closed = self.batch.is_some() || !self.has_room();
+        let refused = reason.clone().map(|reason| Refused { reason, closed });
+        if !self.memory.lock().refuse(refused) {
+            return;
+        }
+        match reason {
+            Some(reason) => tracing::error!(
+                segment = self.current.seq,
+                reason,
+                "the disk takes nothing: this node refuses writes until it does"
+            ),
+            None => tracing::info!("the disk takes writes again"),
+        }
+    }
+
+    /// Answers the jobs of a batch that is written.
+    fn finish(&mut self, batch: &Batch) {
+        if batch.closes {
             // Before the answer: whoever got it finds the log closed.
             self.memory.lock().fail(Failure::Closed);
         }
-        for job in jobs {
-            job.finish(result.clone());
+        self.tell(self.no_room.clone());
+        for job in self.waiting.drain(..batch.jobs) {
+            job.finish(Ok(()));
         }
-        if result.is_ok() && purges {
+        if batch.purges {
             self.remove_old();
         }
     }
 
-    fn write(&mut self, jobs: &[Job<E>]) -> io::Result<()> {
-        self.buf.clear();
-        if self.current.written >= self.options.segment_bytes {
-            self.roll()?;
+    /// Answers all jobs: nothing is written any more.
+    fn give_up(&mut self, failure: Failure) {
+        if self.waiting.iter().any(|job| matches!(job.op, Op::Close)) {
+            self.memory.lock().fail(Failure::Closed);
         }
-        let mut placed = Vec::new();
+        for job in self.waiting.drain(..) {
+            job.finish(Err(failure.clone()));
+        }
+    }
+
+    /// While the disk refused and nothing waits: whether there is room again.
+    fn look_for_room(&mut self) {
+        let refused = self.memory.lock().is_refused();
+        if refused {
+            self.buf.clear();
+            // There is nothing to write for which the room would be needed now.
+            let _ = self.reserve();
+            self.tell(self.no_room.clone());
+        }
+    }
+
+    /// Encodes what waits, if that is not done yet, and writes it, with at most one sync.
+    fn write(&mut self) -> Result<Batch, Trouble> {
+        let batch = match self.batch.take() {
+            Some(batch) => batch,
+            None => {
+                self.buf.clear();
+                if self.current.written >= self.options.segment_bytes {
+                    self.roll()?;
+                }
+                self.encode()
+            }
+        };
+        if self.buf.is_empty() {
+            return Ok(batch);
+        }
+        let written = self.reserve().and_then(|()| {
+            let file = &self.current.file;
+            file.write_at(self.current.written, &self.buf).map_err(refused_or_failed)
+        });
+        if let Err(trouble) = written
+            && !(matches!(trouble, Trouble::Refused(_)) && defects::on(Defect::RefusedCountsAsWritten))
+        {
+            self.batch = Some(batch);
+            return Err(trouble);
+        }
+        self.current.written += self.buf.len() as u64;
+        self.current.reserved = self.current.reserved.max(self.current.written);
+        if batch.closes {
+            self.trim()?;
+        }
+        if !batch.placed.is_empty() {
+            let mut memory = self.memory.lock();
+            for (id, place) in &batch.placed {
+                memory.written(*id, *place);
+            }
+        }
+        if batch.sync {
+            self.sync()?;
+        }
+        Ok(batch)
+    }
+
+    /// Puts the records of all that waits into the buffer.
+    fn encode(&mut self) -> Batch {
+        let jobs = std::mem::take(&mut self.waiting);
+        let mut batch = Batch {
+            jobs: jobs.len(),
+            placed: Vec::new(),
+            sync: false,
+            closes: false,
+            purges: false,
+        };
         let mut committed = None;
-        let mut sync = false;
-        for job in jobs {
+        for job in &jobs {
             match &job.op {
                 // The newest is enough, and it comes last so that it never runs ahead of its entry.
                 Op::Committed(id) => committed = committed.max(Some(*id)),
                 Op::Append(entries) => {
                     for entry in entries {
-                        placed.push((entry.id(), self.append(entry)));
+                        batch.placed.push((entry.id(), self.append(entry)));
                     }
-                    sync = true;
+                    batch.sync = true;
                 }
                 Op::Vote(vote) => {
                     self.head.vote = Some(*vote);
                     self.put(&Content::Vote(*vote));
-                    sync |= !defects::on(Defect::VoteNotSynced);
+                    batch.sync |= !defects::on(Defect::VoteNotSynced);
                 }
                 Op::Truncate(to) => {
                     self.head.last = (*to).max(self.head.purged);
                     if !defects::on(Defect::TruncateNotWritten) {
                         self.put(&Content::Truncate(*to));
                     }
-                    sync = true;
+                    batch.sync = true;
                 }
                 Op::Purge(upto) => {
                     self.purge(*upto);
-                    sync = true;
+                    batch.purges = true;
+                    batch.sync = true;
                 }
+                Op::Retry => {}
                 Op::Close => {
                     self.put(&Content::Close);
-                    sync = true;
+                    batch.closes = true;
+                    batch.sync = true;
                 }
             }
         }
@@ -154,23 +303,8 @@ impl<E: Item> Writer<E> {
             self.head.committed = Some(id);
             self.put(&Content::Committed(id));
         }
-        if self.buf.is_empty() {
-            return Ok(());
-        }
-        self.reserve();
-        self.current.file.write_at(self.current.written, &self.buf)?;
-        self.current.written += self.buf.len() as u64;
-        self.current.reserved = self.current.reserved.max(self.current.written);
-        if jobs.iter().any(|job| matches!(job.op, Op::Close)) {
-            self.trim()?;
-        }
-        if !placed.is_empty() {
-            let mut memory = self.memory.lock();
-            for (id, place) in placed {
-                memory.written(id, place);
-            }
-        }
-        if sync { self.sync() } else { Ok(()) }
+        self.waiting = jobs;
+        batch
     }
 
     /// Adds a record to the batch. Returns where it will be.
@@ -206,8 +340,15 @@ impl<E: Item> Writer<E> {
         });
     }
 
-    fn sync(&mut self) -> io::Result<()> {
+    pub(super) fn sync(&mut self) -> io::Result<()> {
+        let begun = Instant::now();
         let synced = self.current.file.sync_data();
+        let took = begun.elapsed();
+        {
+            let mut memory = self.memory.lock();
+            let (count, time) = memory.syncs;
+            memory.syncs = (count + 1, time + took);
+        }
         if !defects::on(Defect::FailedSyncIgnored) {
             synced?;
         }
@@ -218,44 +359,6 @@ impl<E: Item> Writer<E> {
             self.current.named = true;
         }
         self.current.durable = self.current.written;
-        Ok(())
-    }
-
-    /// Takes space ahead of what is written. Without it the log works as well, only slower.
-    fn reserve(&mut self) {
-        let Current {
-            file, written, reserved, ..
-        } = &mut self.current;
-        let end = *written + self.buf.len() as u64;
-        if end <= *reserved {
-            return;
-        }
-        let upto = end + self.options.segment_bytes / RESERVED_PART;
-        match file.reserve(*reserved, upto - *reserved) {
-            Ok(()) => *reserved = upto,
-            Err(error) => tracing::debug!(%error, "no space is taken ahead for the log"),
-        }
-    }
-
-    /// Gives back what was taken ahead. Durable with the next sync.
-    fn trim(&mut self) -> io::Result<()> {
-        if self.current.reserved > self.current.written {
-            self.current.file.set_len(self.current.written)?;
-            self.current.reserved = self.current.written;
-        }
-        Ok(())
-    }
-
-    /// Begins the next file. All of the one before is durable first, its length too: that it has a successor proves it.
-    fn roll(&mut self) -> io::Result<()> {
-        let is_trimmed = self.current.reserved == self.current.written;
-        self.trim()?;
-        if !is_trimmed || self.current.durable < self.current.written {
-            self.sync()?;
-        }
-        self.head.previous_len = Some(self.current.written);
-        self.current = begin(&*self.disk, &self.dir, self.current.seq + 1)?;
-        self.open_current();
         Ok(())
     }
 

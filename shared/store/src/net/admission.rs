@@ -145,9 +145,18 @@ async fn enter(store: &Store, peers: &Peers, first: Option<BTreeMap<u64, Peer>>)
         }
         founder = true;
     }
-    let folder = inner.folder.clone();
-    let noted = disk::run(&*inner.disk, move || folder.lock().formed(founder)).await;
-    noted.map_err(|error| format!("node.json: {error}"))?;
+    let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+    loop {
+        let folder = inner.folder.clone();
+        match disk::run(&*inner.disk, move || folder.lock().formed(founder)).await {
+            Ok(()) => break,
+            Err(error) if disk::is_refusal(&error) => tracing::warn!(%error, "that this node has its place cannot be noted yet"),
+            Err(error) => return Err(format!("node.json: {error}")),
+        }
+        if !backoff.wait(&inner.closing).await {
+            return Err("the store was closed".to_owned());
+        }
+    }
     peers.shared.admitted.store(true, Ordering::Release);
     tracing::info!(node = peers.node_id(), "this node has taken its place in the group");
     Ok(())

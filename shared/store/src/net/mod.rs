@@ -5,12 +5,15 @@
 //!
 //! - [`tls`]: who is who in the handshake. - [`peers`]: connections and calls. - [`wire`]: the bytes of Raft's messages.
 //! - [`server`]: the other side of the calls. - [`known`]: which life of each member was met. - [`introduction`]: making this node's life
-//!   known. - [`promises`]: what each member has confirmed. - [`roster`]: who belongs to the group. - [`admission`]: taking one's place on the first start. - [`snapshot`], [`receiving`]: whole states, as files. - [`refusal`]: mistakes of set-up, with their way out.
+//!   known. - [`promises`]: what each member has confirmed. - [`disks`]: whose disk takes nothing. - [`roster`]: who belongs to the group.
+//!   - [`admission`]: taking one's place on the first start. - [`snapshot`], [`receiving`]: whole states, as files. - [`refusal`]: mistakes of
+//!   set-up, with their way out.
 pub(crate) mod admission;
 #[cfg(any(test, feature = "testing"))]
 pub(crate) mod carrier;
 mod contact;
 mod dial;
+pub(crate) mod disks;
 #[cfg(any(test, feature = "testing"))]
 #[cfg_attr(not(test), allow(dead_code, reason = "only the store's own tests cut links"))]
 pub(crate) mod faults;

@@ -22,6 +22,7 @@ use ursa_state::HistoryId;
 use uuid::Uuid;
 
 use super::dial::Dial;
+use super::disks::Disks;
 use super::known::{Incarnation, Known, Shown};
 use super::promises::Promises;
 use super::roster::Roster;
@@ -99,6 +100,8 @@ pub struct PeerStatus {
     pub answered_ago: Option<Duration>,
     /// The feature levels that it knows, by its own word.
     pub levels: Option<Levels>,
+    /// Why its disk takes nothing, if so.
+    pub disk_refuses: Option<String>,
 }
 
 /// What the nodes of a group know of this one and it of them. Shared by both sides of the calls.
@@ -122,6 +125,7 @@ pub(crate) struct Shared {
     pub(crate) muted: AtomicBool,
     /// This leader has given up its lead, and is silent until somebody else has it.
     pub(crate) replaced: AtomicBool,
+    pub(crate) disks: Disks,
     /// The group knows this node as another one.
     pub(crate) disowned: watch::Sender<Option<Refusal>>,
     pub(crate) leader: watch::Sender<Option<u64>>,
@@ -164,6 +168,7 @@ pub(crate) struct Parts {
     pub(crate) detours: BTreeMap<u64, String>,
     pub(crate) identity: Arc<Identity>,
     pub(crate) message_limit: usize,
+    pub(crate) disks: Disks,
     #[cfg(any(test, feature = "testing"))]
     pub(crate) carrier: Option<Arc<dyn super::carrier::Carrier>>,
 }
@@ -186,6 +191,7 @@ impl Peers {
                 contact: Contact::new(false),
                 muted: AtomicBool::new(false),
                 replaced: AtomicBool::new(false),
+                disks: parts.disks,
                 disowned: watch::Sender::new(None),
                 leader: watch::Sender::new(None),
                 message_limit: parts.message_limit,
@@ -240,6 +246,7 @@ impl Peers {
                     unreachable: state.unreachable,
                     answered_ago: state.answered.map(|at| at.elapsed()),
                     levels: announced.get(&id).copied(),
+                    disk_refuses: self.shared.disks.of(id),
                 };
                 (id, status)
             })
@@ -258,6 +265,7 @@ impl Peers {
     /// It has left.
     pub(crate) fn forget(&self, node: u64) {
         self.shared.dial.forget(node);
+        self.shared.disks.note(node, "", false);
         self.shared.channels.lock().retain(|(id, _), _| *id != node);
     }
 
@@ -389,6 +397,8 @@ impl Shared {
             past: Some(self.past_for(to)),
             log_end: self.says_log_end(),
             levels: Some(self.says_levels()),
+            disk_refuses: self.disks.own().unwrap_or_default(),
+            disk_closed: self.disks.closed().is_some(),
         }
     }
 
@@ -513,7 +523,9 @@ impl Shared {
             self.refused(node, &refusal);
             return Err(refusal);
         }
-        self.known.meet(node, found).await
+        self.known.meet(node, found).await?;
+        self.disks.note(node, &sender.disk_refuses, sender.disk_closed);
+        Ok(())
     }
 }
 

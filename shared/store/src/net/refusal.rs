@@ -82,6 +82,9 @@ pub enum Refusal {
          is founded"
     )]
     OtherMembers { node: u64, ours: String, theirs: String },
+    /// It would have to write something down.
+    #[error("the disk of node {node} takes nothing at the moment ({reason})")]
+    DiskRefuses { node: u64, reason: String },
     /// On its first start, before it may take part.
     #[error("node {node} has not taken its place in the group yet")]
     NotReady { node: u64 },
@@ -97,7 +100,7 @@ impl Refusal {
     /// Passes by itself, without anybody's help.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::NotReady { .. } | Self::Stopped { .. } | Self::Introduce { .. } => true,
+            Self::NotReady { .. } | Self::Stopped { .. } | Self::Introduce { .. } | Self::DiskRefuses { .. } => true,
             Self::OtherNode { .. }
             | Self::OtherCertificate { .. }
             | Self::ForeignCertificate { .. }

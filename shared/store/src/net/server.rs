@@ -116,6 +116,10 @@ impl Service {
         let first = first.ok_or_else(|| malformed("a snapshot without anything"))?;
         let head = first.head.ok_or_else(|| malformed("a snapshot without a head"))?;
         let store = self.check(certified, &head, Needs::Place).await?;
+        if let Some(reason) = self.peers.shared.disks.own() {
+            let node = self.peers.shared.node;
+            return Err(Refusal::DiskRefuses { node, reason });
+        }
         let head: SnapshotHead = wire::decode(&head.payload)?;
         let inner = store.inner();
         let received = self
@@ -131,7 +135,8 @@ impl RaftService for Service {
     async fn append(&self, request: Request<Call>) -> Result<Response<Answer>, Status> {
         let peers = self.peers.clone();
         self.serve(request, Needs::Place, |store, payload| async move {
-            answers::append(&store.inner().raft, &peers.shared.contact, &payload).await
+            let closed = peers.shared.disks.closed();
+            answers::append(&store.inner().raft, &peers.shared.contact, closed, &payload).await
         })
         .await
     }

@@ -158,6 +158,10 @@ pub(crate) enum Proposed {
     Invalid {
         reason: String,
     },
+    /// Not taken in, for no majority could store it; nothing was changed.
+    NoSpace {
+        reason: String,
+    },
 }
 
 /// Answer to the question for a read barrier.

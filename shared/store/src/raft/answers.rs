@@ -27,9 +27,14 @@ fn malformed(reason: impl std::fmt::Display) -> Refusal {
 }
 
 /// Takes entries or a heartbeat. A leader that is accepted brings this node in contact with the quorum that it is itself in contact with.
-pub(crate) async fn append(raft: &Raft, contact: &Contact, payload: &Bytes) -> Result<Bytes, Refusal> {
+/// If the log is closed for entries, for the reason given, they stay outside: inside they would wait for the disk, and votes behind them.
+pub(crate) async fn append(raft: &Raft, contact: &Contact, closed: Option<String>, payload: &Bytes) -> Result<Bytes, Refusal> {
     let (head, rest) = wire::decode_with::<AppendHead>(payload)?;
     let entries = wire::decode_entries(&rest)?;
+    if let (Some(reason), false) = (closed, entries.is_empty()) {
+        let node = *raft.node_id();
+        return Err(Refusal::DiskRefuses { node, reason });
+    }
     let entries = entries
         .into_iter()
         .map(|(id, content)| Entry::decode(id, content))

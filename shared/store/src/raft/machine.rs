@@ -4,12 +4,15 @@
 //! built from a clone of the persistent maps, beside the running store.
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::type_config::alias::{LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio::sync::watch;
+use ursa_runtime::error::Chain;
+use ursa_runtime::{Backoff, CancellationToken};
 use ursa_state::{Command, State, View};
 
 use super::{TypeConfig, entry_id, from_stored, log_id, to_stored};
@@ -18,10 +21,12 @@ use crate::defects::{self, Defect};
 use crate::disk;
 use crate::level::{self, Noted};
 use crate::log::EntryId;
-use crate::snapshot::{Loaded, Meta, RaftSnapshot, Snapshots};
+use crate::snapshot::{self, Loaded, Meta, RaftSnapshot, Snapshots};
 
 /// Entries applied before the view is published and answers go out: many under load, for one publication wakes every watcher.
 const BATCH: usize = 256;
+/// Before a snapshot that the disk did not take is written again. No file system tells when it has room.
+const NO_SPACE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
 /// See the module's text.
 pub(crate) struct Machine {
@@ -36,9 +41,26 @@ pub(crate) struct Machine {
     noted: Noted,
     /// Feature level of what was applied.
     level: watch::Sender<u32>,
+    ended: Ended,
     /// Nothing was applied since the start.
     #[cfg(feature = "defects")]
     fresh: bool,
+}
+
+/// Cancels its token when it goes.
+#[derive(Default)]
+struct Ended(CancellationToken);
+
+impl Ended {
+    fn token(&self) -> CancellationToken {
+        self.0.clone()
+    }
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
 }
 
 impl Machine {
@@ -58,6 +80,7 @@ impl Machine {
             disk,
             noted,
             level: watch::Sender::new(level::FIRST),
+            ended: Ended::default(),
             #[cfg(feature = "defects")]
             fresh: true,
         };
@@ -204,13 +227,17 @@ impl RaftStateMachine<TypeConfig> for Machine {
             state,
             snapshots: self.snapshots.clone(),
             disk: self.disk.clone(),
+            ended: self.ended.token(),
         }
     }
 
     async fn install_snapshot(&mut self, _: &SnapshotMetaOf<TypeConfig>, snapshot: RaftSnapshot) -> Result<(), io::Error> {
-        let snapshots = self.snapshots.clone();
         // What the file says about itself counts: it is checksummed, the sender's words are not.
-        let loaded = disk::run(&*self.disk, move || Ok(snapshots.adopt(&snapshot)?)).await?;
+        let adopt = || {
+            let (snapshots, snapshot) = (self.snapshots.clone(), snapshot.clone());
+            move || snapshots.adopt(&snapshot)
+        };
+        let loaded = stored(&*self.disk, &self.ended.token(), adopt).await?;
         self.noted.rise(loaded.state.feature_level()).await?;
         self.load(loaded).map_err(io::Error::other)
     }
@@ -234,20 +261,49 @@ pub(super) fn to_meta(meta: &Meta) -> io::Result<SnapshotMetaOf<TypeConfig>> {
     })
 }
 
+/// Stores a snapshot. A disk that takes nothing is waited for: to the core a snapshot that cannot be written is the end.
+async fn stored<T, W>(disk: &dyn disk::Disk, ended: &CancellationToken, work: impl Fn() -> W) -> io::Result<T>
+where
+    T: Send + 'static,
+    W: FnOnce() -> Result<T, snapshot::Error> + Send + 'static,
+{
+    let mut backoff = Backoff::new(NO_SPACE.0, NO_SPACE.1);
+    loop {
+        let work = work();
+        let done = disk::run(disk, move || match work() {
+            Err(error) if error.is_refusal() => Ok(Err(error)),
+            done => Ok(Ok(done?)),
+        });
+        let error = match done.await? {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        tracing::warn!(error = %Chain(&error), "a snapshot cannot be stored: tried again in a while");
+        if !backoff.wait(ended).await {
+            return Err(error.into());
+        }
+    }
+}
+
 /// Writes one snapshot.
 pub(crate) struct Builder {
     meta: Meta,
     state: State,
     snapshots: Arc<Snapshots>,
     disk: Arc<dyn disk::Disk>,
+    /// The machine is gone.
+    ended: CancellationToken,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = RaftSnapshot;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf<TypeConfig, RaftSnapshot>, io::Error> {
-        let (snapshots, meta, state) = (self.snapshots.clone(), self.meta.clone(), self.state.clone());
-        let snapshot = disk::run(&*self.disk, move || Ok(snapshots.save(&meta, &state)?)).await?;
+        let save = || {
+            let (snapshots, meta, state) = (self.snapshots.clone(), self.meta.clone(), self.state.clone());
+            move || snapshots.save(&meta, &state)
+        };
+        let snapshot = stored(&*self.disk, &self.ended, save).await?;
         Ok(SnapshotOf::<TypeConfig, _> {
             meta: to_meta(&self.meta)?,
             snapshot,

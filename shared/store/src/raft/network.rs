@@ -138,6 +138,12 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let shared = self.peers()?.shared.clone();
+        if let (Some(reason), false) = (shared.disks.closed_of(self.target), request.entries.is_empty()) {
+            // It would refuse them; its heartbeats will say when it takes them.
+            return Err(RPCError::Unreachable(Unreachable::from_string(format!(
+                "its disk takes nothing: {reason}"
+            ))));
+        }
         let contact = shared.contact.now();
         let vote = from_vote(&request.vote);
         let committed = request.leader_commit.as_ref().map(entry_id);

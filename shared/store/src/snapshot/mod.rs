@@ -76,6 +76,20 @@ impl Error {
     }
 }
 
+impl Error {
+    /// The disk takes nothing at the moment. Whatever step it refused, a sync too: a file that is not whole is removed, and made anew.
+    pub(crate) fn is_refusal(&self) -> bool {
+        match self {
+            Self::Io { source, .. }
+            | Self::State {
+                source: SnapshotError::Io(source),
+                ..
+            } => crate::disk::is_refusal(source),
+            Self::State { .. } | Self::Damaged { .. } | Self::Newer { .. } => false,
+        }
+    }
+}
+
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         Self::other(error)
@@ -348,9 +362,14 @@ impl Snapshots {
             _ => {}
         }
         let file = self.disk.create(&aside).map_err(io("make"))?;
-        fill(&*file, &aside)?;
-        if !defects::on(Defect::SnapshotNotSynced) {
-            file.sync_data().map_err(io("sync"))?;
+        let filled = fill(&*file, &aside).and_then(|()| match defects::on(Defect::SnapshotNotSynced) {
+            true => Ok(()),
+            false => file.sync_data().map_err(io("sync")),
+        });
+        if let Err(error) = filled {
+            // It takes room that may be what is wanting. One that stays is removed at the next try.
+            let _ = self.disk.remove(&aside);
+            return Err(error);
         }
         self.disk.rename(&aside, &path).map_err(io("give its final name to"))?;
         self.disk.sync_dir(&self.dir).map_err(io("sync the folder of"))?;

@@ -20,6 +20,7 @@ use super::{FirstStart, Store, StoreConfig};
 use crate::error::{Error, OpenError};
 use crate::folder::Folder;
 use crate::log::Log;
+use crate::net::disks::Disks;
 use crate::net::known::{Incarnation, Known};
 use crate::net::peers::Parts;
 use crate::net::roster::Roster;
@@ -60,6 +61,7 @@ pub(super) fn peers(
     machine: &Machine,
 ) -> Peers {
     let history = machine.subscribe().borrow().history_id();
+    let refused = log.refused();
     let (id, start) = folder.id();
     let cluster = config.cluster.as_ref();
     let parts = Parts {
@@ -82,6 +84,7 @@ pub(super) fn peers(
         detours: cluster.map(|cluster| cluster.dial.clone()).unwrap_or_default(),
         identity,
         message_limit: config.max_changeset_bytes + MESSAGE_OVERHEAD,
+        disks: Disks::new(config.data_dir.display().to_string(), refused),
         #[cfg(any(test, feature = "testing"))]
         carrier: config.carrier.clone(),
     };

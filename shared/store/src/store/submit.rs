@@ -15,6 +15,7 @@ use ursa_runtime::lease::{self, Deadline};
 use ursa_state::{Applied, Changeset, Command, HistoryId, RequestId, Revision, View};
 
 use super::Store;
+use super::room::Room;
 use crate::codec::Proposal;
 use crate::defects::{self, Defect};
 use crate::error::Error;
@@ -89,6 +90,12 @@ impl Store {
         if let Some(why) = self.why_stopped() {
             return Err(Error::Stopped(why));
         }
+        if let Some(why) = self.refusing() {
+            return Err(Error::NoSpace(why));
+        }
+        if let Command::Change(set) = command {
+            self.may_grow(set)?;
+        }
         let deadline = Deadline::after(config.propose_timeout);
         match self.inner.peers.clone() {
             None => self.submit_alone(proposal, deadline).await,
@@ -104,6 +111,7 @@ impl Store {
             Ok(Proposed::Unknown { reason }) => Err(Error::Unknown(reason)),
             Ok(Proposed::TooLarge { bytes, limit }) => Err(Error::TooLarge { bytes, limit }),
             Ok(Proposed::Invalid { reason }) => Err(Error::Invalid(reason)),
+            Ok(Proposed::NoSpace { reason }) => Err(Error::NoSpace(reason)),
             // It may have been on its way.
             Err(fatal) => Err(Error::Unknown(self.died(&fatal))),
         }
@@ -140,6 +148,8 @@ impl Store {
                         done = attempt => match done {
                             Ok((index, applied)) => return self.seen_here(index, deadline).await.map(|()| applied),
                             Err(Ok(again)) => again,
+                            // Refused now, but an earlier try may have been taken in.
+                            Err(Err(Error::NoSpace(why))) if doubt.is_some() => Again::Doubt(why),
                             Err(Err(error)) => return Err(error),
                         },
                         () = replaced(&mut leads, leader) => Again::Doubt("the leader changed".to_owned()),
@@ -185,6 +195,7 @@ impl Store {
             Proposed::Unknown { reason } => Err(Ok(Again::Doubt(reason))),
             Proposed::TooLarge { bytes, limit } => Err(Err(Error::TooLarge { bytes, limit })),
             Proposed::Invalid { reason } => Err(Err(Error::Invalid(reason))),
+            Proposed::NoSpace { reason } => Err(Err(Error::NoSpace(reason))),
         }
     }
 
@@ -234,6 +245,12 @@ impl Store {
         if !self.is_named(&proposal, deadline).await {
             let leader = self.inner.leader.borrow().filter(|leader| *leader != self.inner.config.node_id);
             return Ok(Proposed::NotLeader { leader });
+        }
+        match self.room() {
+            Room::Enough => {}
+            // It gives the lead away, see `keeper`.
+            Room::Elsewhere(_) => return Ok(Proposed::NotLeader { leader: None }),
+            Room::Nowhere(reason) => return Ok(Proposed::NoSpace { reason }),
         }
         let answer = match lease::within(deadline.remaining(), self.inner.raft.client_write(proposal)).await {
             Ok(answer) => answer,
@@ -287,13 +304,17 @@ impl Store {
             .map_err(|error| Error::Unknown(format!("it is committed, but cannot be seen here yet: {error}")))
     }
 
+    /// Waits until the entry at `index` is applied here, or says why it may take long.
     async fn applied_here(&self, index: u64, deadline: Deadline) -> Result<(), Error> {
         let mut applied = self.inner.applied.clone();
         let reached = applied.wait_for(|applied| applied.is_some_and(|applied| applied.index >= index));
         match lease::within(deadline.remaining(), reached).await {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(_)) => Err(Error::Stopped(self.why_stopped().unwrap_or_default())),
-            Err(expired) => Err(Error::Unavailable(expired.to_string())),
+            Err(expired) => Err(Error::Unavailable(match self.refusing() {
+                Some(why) => format!("this node is behind, for its disk takes nothing ({why}): ask another one"),
+                None => expired.to_string(),
+            })),
         }
     }
 

@@ -11,6 +11,8 @@ pub(super) enum Doing {
     Create,
     Open,
     Write,
+    /// Taking space.
+    Reserve,
     Sync,
 }
 
@@ -93,6 +95,10 @@ impl DiskFile for File {
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.file.set_len(len)
+    }
+    fn reserve(&self, from: u64, len: u64) -> io::Result<()> {
+        (self.hook)(Doing::Reserve, &self.path)?;
+        self.file.reserve(from, len)
     }
     fn sync_data(&self) -> io::Result<()> {
         (self.hook)(Doing::Sync, &self.path)?;

@@ -7,6 +7,7 @@ mod files;
 mod group;
 mod hooked;
 mod serve;
+mod space;
 
 use std::time::Duration;
 

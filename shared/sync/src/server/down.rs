@@ -143,7 +143,7 @@ pub(super) async fn ensure_zone(inner: &Inner, caller: &Caller) -> Result<(), St
     let set = storing::changeset(vec![op], "");
     storing::propose(inner.parts.sink.as_ref(), set, &cancel, None)
         .await
-        .map_err(|err| Status::unavailable(err.to_string()))?;
+        .map_err(|err| storing::status(&err))?;
     Ok(())
 }
 

@@ -201,7 +201,7 @@ async fn take_over(inner: &Inner, zone: &ZoneName) -> Result<(), Status> {
         }
         let set = storing::changeset(vec![labelled(&stored, [(STREAM_LABEL, me.to_owned())])], "");
         let applied = storing::propose(inner.parts.sink.as_ref(), set, &cancel, None).await;
-        let applied = applied.map_err(|err| Status::unavailable(err.to_string()))?;
+        let applied = applied.map_err(|err| storing::status(&err))?;
         if !applied.results.iter().any(|result| matches!(result, OpResult::Refused(_))) {
             return Ok(());
         }

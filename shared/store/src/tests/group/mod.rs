@@ -1,6 +1,7 @@
 //! Several stores as one group: real files, real TLS over loopback, links that can be cut.
 mod faults;
 mod levels;
+mod full;
 mod membership;
 mod misuse;
 mod rounds;
