@@ -3,6 +3,7 @@
 //! Invariants: a changeset that was acknowledged survives the loss of power of all nodes; whoever got an answer finds its effect in
 //! [`Store::view`] of this node; nothing here assumes that the group has one member.
 mod cluster;
+pub mod early;
 pub mod members;
 mod share;
 mod submit;
