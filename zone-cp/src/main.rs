@@ -39,6 +39,11 @@ struct Overrides {
     data_dir: Option<PathBuf>,
 }
 
+/// A control plane allocates from all threads, mostly small things, and lives for months: the system's allocator costs a sixth of the
+/// processor under load, and more memory.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> anyhow::Result<()> {
     let Command::Run { config: file, overrides } = Cli::parse().command;
     let config = config::load::<Config>(file.as_deref(), &overrides)?.validate()?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use ursa_model::{Kind, ZoneName};
-use ursa_rest::{Backend, BoxFuture, Freshness, ProposeError, Unavailable};
+use ursa_rest::{Backend, BoxFuture, Freshness, NotEarly, ProposeError, Unavailable};
 use ursa_runtime::CancellationToken;
 use ursa_state::{Applied, Catalog, Changeset, Observed, ObservedView, Role, observed::Holder};
 use ursa_store::{Error, Store};
@@ -67,14 +67,7 @@ impl Plane {
     /// # Errors
     /// The store's, but never [`Error::Rejected`].
     pub async fn propose(&self, set: Changeset) -> Result<Applied, Error> {
-        match self.store.propose(set).await {
-            Err(Error::Rejected { op, reason, revision }) => Ok(Applied {
-                revision,
-                results: Vec::new(),
-                rejected: Some((op, reason)),
-            }),
-            other => other,
-        }
+        self.store.propose(set).await.or_else(rejected)
     }
 }
 
@@ -138,14 +131,49 @@ impl Backend for Plane {
     }
 
     fn propose(&self, set: Changeset) -> BoxFuture<'_, Result<Applied, ProposeError>> {
+        Box::pin(async move { Self::propose(self, set).await.map_err(not_proposed) })
+    }
+
+    fn provisional(&self) -> Option<(Catalog, u64)> {
+        let (term, durable) = self.store.lead()?;
+        let catalog = Catalog {
+            role: self.role,
+            durable,
+            observed: self.shown(),
+        };
+        Some((catalog, term))
+    }
+
+    fn propose_in(&self, term: u64, set: Changeset) -> BoxFuture<'_, Result<Applied, NotEarly>> {
         Box::pin(async move {
-            Self::propose(self, set).await.map_err(|error| match error {
-                Error::TooLarge { bytes, limit } => ProposeError::TooLarge { bytes, limit },
-                Error::Unknown(_) => ProposeError::Unknown,
-                full @ (Error::NoSpace(_) | Error::Full { .. }) => ProposeError::NoSpace(full.to_string()),
-                other => ProposeError::Unavailable(unavailable(other)),
-            })
+            match self.store.propose_in(term, set).await {
+                Ok(applied) => Ok(applied),
+                Err(ursa_store::NotEarly::Deposed) => Err(NotEarly::Deposed),
+                Err(ursa_store::NotEarly::Doubt(_)) => Err(NotEarly::Doubt),
+                Err(ursa_store::NotEarly::Failed(error)) => rejected(error).map_err(|error| NotEarly::Failed(not_proposed(error))),
+            }
         })
+    }
+}
+
+/// A changeset that broke a precondition is an answer.
+fn rejected(error: Error) -> Result<Applied, Error> {
+    match error {
+        Error::Rejected { op, reason, revision } => Ok(Applied {
+            revision,
+            results: Vec::new(),
+            rejected: Some((op, reason)),
+        }),
+        other => Err(other),
+    }
+}
+
+fn not_proposed(error: Error) -> ProposeError {
+    match error {
+        Error::TooLarge { bytes, limit } => ProposeError::TooLarge { bytes, limit },
+        Error::Unknown(_) => ProposeError::Unknown,
+        full @ (Error::NoSpace(_) | Error::Full { .. }) => ProposeError::NoSpace(full.to_string()),
+        other => ProposeError::Unavailable(unavailable(other)),
     }
 }
 

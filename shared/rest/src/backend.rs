@@ -44,6 +44,19 @@ pub enum ProposeError {
     NoSpace(String),
 }
 
+/// Why a changeset that was decided on a provisional picture was not, or not certainly, committed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotEarly {
+    /// The picture may not have been the newest. Nothing was changed.
+    #[error("this node does not lead any more")]
+    Deposed,
+    /// The same, but the changeset may be committed yet.
+    #[error("this node does not lead any more, and the outcome of the proposal is unknown")]
+    Doubt,
+    #[error(transparent)]
+    Failed(#[from] ProposeError),
+}
+
 /// State as the API reads and writes it. Every method returns within a deadline of its own.
 pub trait Backend: Send + Sync + 'static {
     /// A picture of both tiers.
@@ -51,6 +64,17 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Commits a changeset and waits until this node has applied it.
     fn propose(&self, set: Changeset) -> BoxFuture<'_, Result<Applied, ProposeError>>;
+
+    /// A picture for a write that asks nobody else: it is the newest if the write is then committed by [`Backend::propose_in`] with
+    /// the term beside it. `None` where there is no such shortcut.
+    fn provisional(&self) -> Option<(Catalog, u64)> {
+        None
+    }
+
+    /// As [`Backend::propose`], in the term of [`Backend::provisional`] only.
+    fn propose_in(&self, _term: u64, set: Changeset) -> BoxFuture<'_, Result<Applied, NotEarly>> {
+        Box::pin(async move { Ok(self.propose(set).await?) })
+    }
 
     /// The observed tier, and a wake-up for each change of it.
     fn observed(&self) -> watch::Receiver<ObservedView> {

@@ -9,6 +9,7 @@ use axum::{
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header, request::Parts};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::error;
 use ursa_model::{Kind, Resource, ResourceKey};
@@ -17,6 +18,7 @@ use ursa_state::{Catalog, RequestId, Revision};
 use crate::{
     Api, audit,
     auth::Caller,
+    backend::Freshness,
     envelope::Envelope,
     error::Error,
     gate::Shared,
@@ -44,14 +46,21 @@ const MAX_IDEMPOTENCY_KEY: usize = 255;
 #[derive(Clone)]
 pub(crate) struct Context {
     pub(crate) catalog: Catalog,
+    /// The picture is provisional, good for a write that is committed in this term.
+    pub(crate) term: Option<u64>,
     pub(crate) caller: Caller,
     pub(crate) https: bool,
 }
+
+/// A call that may have a provisional picture: for writes that are decided again if they are not committed on it.
+pub(crate) struct Early(pub(crate) Call);
 
 /// See the module's text.
 pub(crate) struct Call {
     pub(crate) shared: Arc<Shared>,
     pub(crate) catalog: Catalog,
+    /// As [`Context::term`]; only in what was an [`Early`] call.
+    pub(crate) term: Option<u64>,
     pub(crate) caller: Caller,
     pub(crate) query: Query,
     pub(crate) method: Method,
@@ -64,6 +73,16 @@ pub(crate) struct Call {
 }
 
 impl FromRequestParts<Arc<Shared>> for Call {
+    type Rejection = Error;
+
+    async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, Error> {
+        let Early(mut call) = Early::from_request_parts(parts, shared).await?;
+        call.refresh().await?;
+        Ok(call)
+    }
+}
+
+impl FromRequestParts<Arc<Shared>> for Early {
     type Rejection = Error;
 
     async fn from_request_parts(parts: &mut Parts, shared: &Arc<Shared>) -> Result<Self, Error> {
@@ -80,9 +99,10 @@ impl FromRequestParts<Arc<Shared>> for Call {
             .get::<MatchedPath>()
             .map(|p| p.as_str().to_owned())
             .unwrap_or_default();
-        Ok(Self {
+        Ok(Self(Call {
             shared: shared.clone(),
             catalog: context.catalog,
+            term: context.term,
             caller: context.caller,
             query: Query::parse(&parts.uri)?,
             method: parts.method.clone(),
@@ -91,13 +111,35 @@ impl FromRequestParts<Arc<Shared>> for Call {
             route,
             https: context.https,
             params,
-        })
+        }))
     }
 }
 
 impl Call {
     pub(crate) fn api(&self) -> &Api {
         &self.shared.api
+    }
+
+    /// Makes a provisional picture the newest, and looks again whether the caller may call.
+    pub(crate) async fn refresh(&mut self) -> Result<(), Error> {
+        if self.term.is_none() {
+            return Ok(());
+        }
+        let newest = self.api().backend.catalog(Freshness::Linearizable).await;
+        self.catalog = newest.map_err(|unavailable| Error::unavailable(&unavailable))?;
+        self.term = None;
+        let authenticator = &self.shared.authenticator;
+        match authenticator.authenticate(&self.catalog, &self.headers, OffsetDateTime::now_utc()) {
+            Ok((user, jti)) => {
+                self.caller.user = user;
+                self.caller.jti = jti;
+                Ok(())
+            }
+            Err(reason) => {
+                audit::token_refused(self.caller.peer, &self.method, self.uri.path(), &reason);
+                Err(Error::unauthenticated())
+            }
+        }
     }
 
     /// A place among the requests that wait for zones; `None` when all are taken.

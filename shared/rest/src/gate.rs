@@ -12,6 +12,7 @@ use http::{HeaderMap, Method, header};
 use time::OffsetDateTime;
 use tokio::sync::Semaphore;
 use ursa_runtime::serve::Peer;
+use ursa_state::Catalog;
 
 use crate::{
     Api, audit,
@@ -32,11 +33,19 @@ pub(crate) struct Shared {
     pub(crate) historians: [Arc<Semaphore>; 2],
 }
 
-pub(crate) async fn gate(State(shared): State<Arc<Shared>>, mut request: Request, next: Next) -> Response {
+pub(crate) async fn gate(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let (freshness, refused) = match freshness(&request) {
         Ok(freshness) => (freshness, None),
         Err(error) => (Freshness::Stale, Some(error)),
     };
+    let early = changes_one(request.method()).then(|| shared.api.backend.provisional()).flatten();
+    let early = early.and_then(|(catalog, term)| {
+        let context = admit(&shared, &request, &catalog).ok()?;
+        Some((Context { term: Some(term), ..context }, catalog))
+    });
+    if let (Some((context, catalog)), None) = (early, &refused) {
+        return answer(context, &catalog, request, next).await;
+    }
     let catalog = match shared.api.backend.catalog(freshness).await {
         Ok(catalog) => catalog,
         Err(unavailable) => {
@@ -49,21 +58,31 @@ pub(crate) async fn gate(State(shared): State<Arc<Shared>>, mut request: Request
         }
     };
     let admitted = refused.map_or_else(|| admit(&shared, &request, &catalog), Err);
-    let mut response = match admitted {
-        Ok(context) => {
-            request.extensions_mut().insert(context.caller.clone());
-            request.extensions_mut().insert(context);
-            next.run(request).await
-        }
-        Err(error) => error.into_response(),
-    };
+    match admitted {
+        Ok(context) => answer(context, &catalog, request, next).await,
+        Err(error) => with_revision(error.into_response(), &catalog),
+    }
+}
+
+/// Requests whose handlers take [`crate::call::Early`]; for any other handler, [`Call`] asks again.
+fn changes_one(method: &Method) -> bool {
+    matches!(*method, Method::PUT | Method::DELETE)
+}
+
+async fn answer(context: Context, catalog: &Catalog, mut request: Request, next: Next) -> Response {
+    request.extensions_mut().insert(context.caller.clone());
+    request.extensions_mut().insert(context);
+    with_revision(next.run(request).await, catalog)
+}
+
+fn with_revision(mut response: Response, catalog: &Catalog) -> Response {
     if !response.headers().contains_key(REVISION_HEADER) {
-        set_revision(response.headers_mut(), &catalog, catalog.durable.revision());
+        set_revision(response.headers_mut(), catalog, catalog.durable.revision());
     }
     response
 }
 
-fn admit(shared: &Shared, request: &Request, catalog: &ursa_state::Catalog) -> Result<Context, Error> {
+fn admit(shared: &Shared, request: &Request, catalog: &Catalog) -> Result<Context, Error> {
     let path = request.uri().path();
     if !accepts_json(request.headers(), path.starts_with("/tokens/")) {
         return Err(Error::not_acceptable());
@@ -82,6 +101,7 @@ fn admit(shared: &Shared, request: &Request, catalog: &ursa_state::Catalog) -> R
         };
         return Ok(Context {
             catalog: catalog.clone(),
+            term: None,
             caller,
             https,
         });
@@ -95,6 +115,7 @@ fn admit(shared: &Shared, request: &Request, catalog: &ursa_state::Catalog) -> R
             audit::token_used(&caller, request.method(), path);
             Ok(Context {
                 catalog: catalog.clone(),
+                term: None,
                 caller,
                 https,
             })
@@ -106,7 +127,7 @@ fn admit(shared: &Shared, request: &Request, catalog: &ursa_state::Catalog) -> R
     }
 }
 
-/// Reads may ask for less than the newest; writes are always decided on the newest. The index never waits for a leader.
+/// Reads may ask for less than the newest; writes are always decided on the newest, be it by what their commit shows. The index never waits for a leader.
 fn freshness(request: &Request) -> Result<Freshness, Error> {
     if request.uri().path() == "/" {
         return Ok(Freshness::Stale);

@@ -41,7 +41,7 @@ mod warnings;
 mod write;
 
 pub use auth::{ADMIN, Access, Caller, User};
-pub use backend::{Backend, BoxFuture, Freshness, ProposeError, Unavailable};
+pub use backend::{Backend, BoxFuture, Freshness, NotEarly, ProposeError, Unavailable};
 pub use call::{HISTORY_HEADER, IDEMPOTENCY_HEADER, REQUEST_ID_HEADER, REVISION_HEADER, STALE_HEADER};
 pub use error::Error;
 pub use routes::{router, router_with};

@@ -28,10 +28,11 @@ const MAX_WAIT: Duration = Duration::from_secs(55);
 pub(crate) const MAX_WAITERS: usize = 64;
 
 /// A wait that was granted.
+#[derive(Clone)]
 pub(crate) struct Wait {
     time: Duration,
-    /// Among [`MAX_WAITERS`]; given back when the wait is over.
-    _place: OwnedSemaphorePermit,
+    /// Among [`MAX_WAITERS`]; given back when the last copy is gone.
+    _place: Arc<OwnedSemaphorePermit>,
 }
 
 /// How far one zone is.
@@ -81,7 +82,10 @@ pub(crate) fn asked(call: &Call) -> Result<Option<Wait>, Error> {
     };
     call.require_admin("the wait for zones")?;
     let place = call.waiting_place().ok_or_else(Error::too_many_waiters)?;
-    Ok(Some(Wait { time, _place: place }))
+    Ok(Some(Wait {
+        time,
+        _place: Arc::new(place),
+    }))
 }
 
 /// How far all zones are on the way to `wanted`.

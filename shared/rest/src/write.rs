@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use crate::{
     audit,
-    backend::{Freshness, ProposeError},
+    backend::{Freshness, NotEarly, ProposeError},
     call::{Call, REQUEST_ID_HEADER, json, set_revision},
     error::Error,
     wait::{self, APPLIED_HEADER, Wait},
@@ -79,9 +79,63 @@ impl WriteId {
     }
 }
 
-/// Proposes the write of one resource, whose own op is the first, and answers it by the result of that.
-pub(crate) async fn commit(call: &Call, write: Write, subject: ResourceKey, title: &'static str) -> Response {
-    commit_with(call, write, |applied, _, warnings| answer(applied, &subject, warnings, title)).await
+/// What was decided about one resource: the write, whose own op is the first, and what an answer to it is called.
+pub(crate) struct Decision {
+    pub(crate) write: Write,
+    pub(crate) subject: ResourceKey,
+    pub(crate) title: &'static str,
+}
+
+/// A request to change one resource.
+pub(crate) trait Decide: Sync {
+    /// What to do, on the picture of `call`. `repeat`: the same may have been done before.
+    fn decide(&self, call: &Call, repeat: bool) -> impl Future<Output = Result<Decision, Error>> + Send;
+}
+
+/// It was decided on a picture that may not have been the newest, and has to be decided again.
+pub(crate) struct Again {
+    /// What was decided first may be committed yet.
+    doubt: bool,
+}
+
+/// Decides about one resource, proposes what was decided, and answers by the result. What is decided on a provisional picture and not
+/// committed in its term is decided again on the newest.
+pub(crate) async fn decide_and_commit(
+    call: &mut Call,
+    id: WriteId,
+    asked: &impl Decide,
+) -> Result<Response, Error> {
+    let mut doubt = false;
+    if call.term.is_some() {
+        if let Ok(decision) = asked.decide(call, id.chosen).await {
+            match commit(call, decision).await {
+                Ok(response) => return Ok(response),
+                Err(again) => doubt = again.doubt,
+            }
+        }
+        let refreshed = call.refresh().await;
+        refreshed.map_err(|error| if doubt { Error::outcome_unknown(id.client) } else { error })?;
+    }
+    let again = match asked.decide(call, id.chosen || doubt).await {
+        Ok(decision) => match commit(call, decision).await {
+            Ok(response) => return Ok(response),
+            Err(again) => again,
+        },
+        // The first decision may be why this one is another.
+        Err(_) if doubt => Again { doubt },
+        Err(error) => {
+            let mut response = error.into_response();
+            set_revision(response.headers_mut(), &call.catalog, call.catalog.durable.revision());
+            return Ok(response);
+        }
+    };
+    error!(doubt = again.doubt, "a write could not be decided on the newest state");
+    Err(Error::outcome_unknown(id.client))
+}
+
+async fn commit(call: &Call, decision: Decision) -> Result<Response, Again> {
+    let Decision { write, subject, title } = decision;
+    try_commit(call, write, |applied, _, warnings| answer(applied, &subject, warnings, title)).await
 }
 
 /// Proposes a write, and answers it with what `answer` makes of the outcome, of a picture that contains it, and of warnings; it is asked
@@ -91,6 +145,16 @@ pub(crate) async fn commit_with(
     write: Write,
     answer: impl Fn(&Applied, Option<&Catalog>, Vec<String>) -> Response,
 ) -> Response {
+    let id = write.id.client;
+    let done = try_commit(call, write, answer).await;
+    done.unwrap_or_else(|_| Error::outcome_unknown(id).into_response())
+}
+
+async fn try_commit(
+    call: &Call,
+    write: Write,
+    answer: impl Fn(&Applied, Option<&Catalog>, Vec<String>) -> Response,
+) -> Result<Response, Again> {
     let Write {
         subject,
         ops,
@@ -101,7 +165,16 @@ pub(crate) async fn commit_with(
     } = write;
     let mut set = Changeset::atomic(id.store, Timestamp::now(), ops);
     set.actor = call.caller.user.name.clone();
-    let outcome = call.api().backend.propose(set).await;
+    let backend = &call.api().backend;
+    let outcome = match call.term {
+        None => backend.propose(set).await,
+        Some(term) => match backend.propose_in(term, set).await {
+            Ok(applied) => Ok(applied),
+            Err(NotEarly::Failed(error)) => Err(error),
+            Err(NotEarly::Deposed) => return Err(Again { doubt: false }),
+            Err(NotEarly::Doubt) => return Err(Again { doubt: true }),
+        },
+    };
     let committed_ns = now_ns();
     let mut response = match outcome {
         Ok(applied) => {
@@ -129,7 +202,7 @@ pub(crate) async fn commit_with(
     if let Ok(value) = HeaderValue::from_str(&id.client.to_string()) {
         response.headers_mut().insert(REQUEST_ID_HEADER, value);
     }
-    response
+    Ok(response)
 }
 
 /// Waits until the zones have stored what was committed, and warns of those that have not.

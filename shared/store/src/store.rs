@@ -4,6 +4,7 @@
 //! [`Store::view`] of this node; nothing here assumes that the group has one member.
 mod close;
 mod cluster;
+pub mod early;
 pub mod members;
 pub(crate) mod room;
 mod share;

@@ -9,14 +9,15 @@ use ursa_state::{Expect, Op, Put};
 use super::Answer;
 use crate::{
     body,
-    call::{Call, json, set_revision, shown},
+    call::{Call, Early, json, set_revision, shown},
     check, defaults,
     envelope::{Overview, insight_of},
     error::Error,
     past::{self, Point},
     rules::{self, Document},
-    wait, warnings,
-    write::{Write, WriteId, commit, now_ns},
+    wait::{self, Wait},
+    warnings,
+    write::{Decide, Decision, Write, WriteId, decide_and_commit, now_ns},
 };
 
 const RETRIEVE: &str = "Could not retrieve a resource";
@@ -78,23 +79,77 @@ fn key(kind: Kind, mesh: &str, name: &str) -> Option<ResourceKey> {
 }
 
 /// Creates or replaces a resource.
-pub(super) async fn put(kind: Kind, call: Call, body: Body) -> Answer {
+pub(super) async fn put(kind: Kind, Early(mut call): Early, body: Body) -> Answer {
     call.require_write(kind)?;
     let format = body::format(&call.headers)?;
     let wait = wait::asked(&call)?;
-    let mesh = call.mesh()?.to_owned();
-    let name = call.param("name").to_owned();
+    if call.mesh().is_err() {
+        call.refresh().await?;
+        call.mesh()?;
+    }
     let bytes = body::read(&call.headers, body, &call.api().limits).await?;
     let id = WriteId::of(&call, &bytes)?;
     let value = body::parse(format, bytes).await.map_err(|why| Error::unparsable(kind, why))?;
     let document = Document::read(kind, value)?;
-    let received_ns = now_ns();
+    let request = Request {
+        kind,
+        wait,
+        id,
+        received_ns: now_ns(),
+    };
+    decide_and_commit(&mut call, id, &Replacement { request, document }).await
+}
 
+/// What does not change when a write is decided again.
+struct Request {
+    kind: Kind,
+    wait: Option<Wait>,
+    id: WriteId,
+    /// As [`Write::received_ns`].
+    received_ns: u64,
+}
+
+impl Request {
+    fn write(&self, subject: &ResourceKey, ops: Vec<Op>, warnings: Vec<String>) -> Write {
+        Write {
+            subject: subject.to_string(),
+            ops,
+            warnings,
+            received_ns: self.received_ns,
+            id: self.id,
+            wait: self.wait.clone(),
+        }
+    }
+}
+
+struct Replacement {
+    request: Request,
+    document: Document,
+}
+
+impl Decide for Replacement {
+    async fn decide(&self, call: &Call, _: bool) -> Result<Decision, Error> {
+        decide_put(call, &self.request, &self.document).await
+    }
+}
+
+struct Removal(Request);
+
+impl Decide for Removal {
+    async fn decide(&self, call: &Call, repeat: bool) -> Result<Decision, Error> {
+        decide_delete(call, &self.0, repeat)
+    }
+}
+
+async fn decide_put(call: &Call, request: &Request, document: &Document) -> Result<Decision, Error> {
+    let kind = request.kind;
+    let mesh = call.mesh()?.to_owned();
+    let name = call.param("name").to_owned();
     let site = &call.api().site;
     let existing = key(kind, &mesh, &name).and_then(|k| call.catalog.get(&k).cloned());
     let title = if existing.is_some() { check::UPDATE } else { check::CREATE };
-    let secret = token_secret(kind, &mesh, &name, &document).await?;
-    let labels = check::document(site, kind, &mesh, &name, &document, existing.as_deref(), secret)
+    let secret = token_secret(kind, &mesh, &name, document).await?;
+    let labels = check::document(site, kind, &mesh, &name, document, existing.as_deref(), secret)
         .map_err(|refused| Error::invalid(refused.title, refused.found))?;
     let subject = ResourceKey::new(kind, &mesh, &name).map_err(|why| Error::invalid_field(rules::PROCESS, "name", why.to_string()))?;
 
@@ -107,7 +162,7 @@ pub(super) async fn put(kind: Kind, call: Call, body: Body) -> Answer {
     let mut ops = vec![Op::Put(Put {
         key: subject.clone(),
         labels,
-        spec: document.spec,
+        spec: document.spec.clone(),
         status: None,
         owner,
         expect,
@@ -120,15 +175,8 @@ pub(super) async fn put(kind: Kind, call: Call, body: Body) -> Answer {
         })?;
         ops.extend(more);
     }
-    let write = Write {
-        subject: subject.to_string(),
-        ops,
-        warnings: warnings::about(&stored),
-        received_ns,
-        id,
-        wait,
-    };
-    Ok(commit(&call, write, subject, title).await)
+    let write = request.write(&subject, ops, warnings::about(&stored));
+    Ok(Decision { write, subject, title })
 }
 
 /// Checks the content of a secret of tokens, away from the async threads.
@@ -169,12 +217,25 @@ fn preview(key: &ResourceKey, spec: &serde_json::Value, labels: &ursa_model::Lab
 }
 
 /// Deletes a resource and what it owns.
-pub(super) async fn delete(kind: Kind, call: Call) -> Answer {
+pub(super) async fn delete(kind: Kind, Early(mut call): Early) -> Answer {
     call.require_write(kind)?;
-    let mesh = call.mesh()?.to_owned();
-    let wait = wait::asked(&call)?;
+    if call.mesh().is_err() {
+        call.refresh().await?;
+        call.mesh()?;
+    }
     let id = WriteId::of(&call, &[])?;
-    let received_ns = now_ns();
+    let request = Request {
+        kind,
+        wait: wait::asked(&call)?,
+        id,
+        received_ns: now_ns(),
+    };
+    decide_and_commit(&mut call, id, &Removal(request)).await
+}
+
+fn decide_delete(call: &Call, request: &Request, repeat: bool) -> Result<Decision, Error> {
+    let kind = request.kind;
+    let mesh = call.mesh()?.to_owned();
     let subject = key(kind, &mesh, call.param("name")).ok_or(Error::not_found(DELETE))?;
     match call.catalog.get(&subject).cloned() {
         Some(existing) => {
@@ -182,20 +243,17 @@ pub(super) async fn delete(kind: Kind, call: Call) -> Answer {
             refuse(DELETE, check::unused(&call.catalog, &call.api().backend.unknown_zones(), &subject))?;
         }
         // A retry of a delete that was done meets nothing; only the store knows what the first request was answered.
-        None if id.chosen => {}
+        None if repeat => {}
         None => return Err(Error::not_found(DELETE)),
     }
     let ops = vec![Op::Delete {
         key: subject.clone(),
         expect: Expect::Present,
     }];
-    let write = Write {
-        subject: subject.to_string(),
-        ops,
-        warnings: Vec::new(),
-        received_ns,
-        id,
-        wait,
-    };
-    Ok(commit(&call, write, subject, DELETE).await)
+    let write = request.write(&subject, ops, Vec::new());
+    Ok(Decision {
+        write,
+        subject,
+        title: DELETE,
+    })
 }

@@ -14,7 +14,7 @@ use http::Uri;
 use tokio::sync::Semaphore;
 use ursa_model::{Kind, Scope, kind::ALL};
 
-use crate::{Api, absent, auth::Authenticator, call::Call, envelope, error::Error, gate, gate::Shared, past, wait};
+use crate::{Api, absent, auth::Authenticator, call::{Call, Early}, envelope, error::Error, gate, gate::Shared, past, wait};
 
 mod applied;
 mod crud;
@@ -102,8 +102,8 @@ fn kind_routes(mut router: Routes, api: &Api, kind: Kind, segment: &str) -> Rout
     let item = if api.is_read_only(kind) {
         read_only(api, item)
     } else {
-        item.put(async move |call: Call, body: Body| crud::put(kind, call, body).await)
-            .delete(async move |call: Call| crud::delete(kind, call).await)
+        item.put(async move |call: Early, body: Body| crud::put(kind, call, body).await)
+            .delete(async move |call: Early| crud::delete(kind, call).await)
     };
     router = router
         .route(&collection, get(async move |call: Call| list::get(kind, false, call).await))

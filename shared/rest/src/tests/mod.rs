@@ -20,6 +20,7 @@ use crate::{Api, Info, Site, bootstrap, keys, router, testing::Memory};
 mod auth;
 mod bad_calls;
 mod bad_documents;
+mod early;
 mod history;
 mod inspect;
 mod random;

@@ -53,7 +53,12 @@ type LogId = LogIdOf<TypeConfig>;
 type LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>;
 
 pub(crate) fn log_id(id: EntryId) -> LogId {
-    LogId::new(LeaderId::new(id.term, 0).to_committed(), id.index)
+    LogId::new(led_in(id.term), id.index)
+}
+
+/// Whoever leads in `term`.
+pub(crate) fn led_in(term: u64) -> openraft::type_config::alias::CommittedLeaderIdOf<TypeConfig> {
+    LeaderId::new(term, 0).to_committed()
 }
 
 pub(crate) fn entry_id(id: &LogId) -> EntryId {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::errors::{ClientWriteError, Fatal, ForwardToLeader, LinearizableReadError, RaftError};
+use openraft::impls::ProgressResponder;
 use openraft::{LinearizerOption, ReadPolicy};
 use tokio::sync::watch;
 use ursa_runtime::Backoff;
@@ -81,9 +82,18 @@ impl Store {
     }
 
     pub(crate) async fn submit(&self, command: &Command) -> Result<Applied, Error> {
-        let config = &self.inner.config;
+        let proposal = self.proposal(command)?;
+        let deadline = Deadline::after(self.inner.config.propose_timeout);
+        match self.inner.peers.clone() {
+            None => self.submit_alone(proposal, deadline).await,
+            Some(peers) => self.submit_to_group(&peers, proposal, deadline).await,
+        }
+    }
+
+    /// A command in the form in which it is proposed, if it may be, this node runs, and there is room for it.
+    pub(super) fn proposal(&self, command: &Command) -> Result<Proposal, Error> {
         let proposal = Proposal::at(command, self.feature_level()).map_err(|error| Error::Invalid(error.to_string()))?;
-        let (bytes, limit) = (proposal.size(), config.max_changeset_bytes);
+        let (bytes, limit) = (proposal.size(), self.inner.config.max_changeset_bytes);
         if bytes > limit {
             return Err(Error::TooLarge { bytes, limit });
         }
@@ -96,16 +106,12 @@ impl Store {
         if let Command::Change(set) = command {
             self.may_grow(set)?;
         }
-        let deadline = Deadline::after(config.propose_timeout);
-        match self.inner.peers.clone() {
-            None => self.submit_alone(proposal, deadline).await,
-            Some(peers) => self.submit_to_group(&peers, proposal, deadline).await,
-        }
+        Ok(proposal)
     }
 
     /// In a group of one: there is nobody else to ask.
     async fn submit_alone(&self, proposal: Proposal, deadline: Deadline) -> Result<Applied, Error> {
-        match self.submit_here(proposal, deadline).await {
+        match self.submit_here(proposal, deadline, None).await {
             Ok(Proposed::Done { applied, .. }) => Ok(applied),
             Ok(Proposed::NotLeader { leader }) => Err(self.not_leader(leader)),
             Ok(Proposed::Unknown { reason }) => Err(Error::Unknown(reason)),
@@ -184,7 +190,7 @@ impl Store {
         deadline: Deadline,
     ) -> Result<(u64, Applied), Result<Again, Error>> {
         let proposed = if way.via == peers.node_id() {
-            let here = self.submit_here(proposal, deadline).await;
+            let here = self.submit_here(proposal, deadline, None).await;
             here.map_err(|fatal| Ok(Again::Doubt(self.died(&fatal))))?
         } else {
             pass_on(peers, way, &proposal, deadline).await.map_err(|error| Ok(again(error)))?
@@ -209,7 +215,7 @@ impl Store {
             let passed = pass_on(&peers, way, &proposal, deadline).await;
             return passed.unwrap_or_else(|error| Proposed::Unknown { reason: error.to_string() });
         }
-        match self.submit_here(proposal, deadline).await {
+        match self.submit_here(proposal, deadline, None).await {
             Ok(proposed) => proposed,
             Err(fatal) => Proposed::Unknown { reason: self.died(&fatal) },
         }
@@ -240,8 +246,13 @@ impl Store {
         Some((peers, Way { leader, via: leader }))
     }
 
-    /// Proposes to the core of this node.
-    async fn submit_here(&self, proposal: Proposal, deadline: Deadline) -> Result<Proposed, Fatal<TypeConfig>> {
+    /// Proposes to the core of this node; if a term is given, only as its leader.
+    pub(super) async fn submit_here(
+        &self,
+        proposal: Proposal,
+        deadline: Deadline,
+        term: Option<u64>,
+    ) -> Result<Proposed, Fatal<TypeConfig>> {
         if !self.is_named(&proposal, deadline).await {
             let leader = self.inner.leader.borrow().filter(|leader| *leader != self.inner.config.node_id);
             return Ok(Proposed::NotLeader { leader });
@@ -252,8 +263,27 @@ impl Store {
             Room::Elsewhere(_) => return Ok(Proposed::NotLeader { leader: None }),
             Room::Nowhere(reason) => return Ok(Proposed::NoSpace { reason }),
         }
-        let answer = match lease::within(deadline.remaining(), self.inner.raft.client_write(proposal)).await {
-            Ok(answer) => answer,
+        let raft = &self.inner.raft;
+        let write = async {
+            match term {
+                None => raft.client_write(proposal).await.map_err(Some),
+                Some(term) => {
+                    let (responder, answer) = ProgressResponder::complete_only();
+                    let write = raft.write(proposal).with_leader(crate::raft::led_in(term)).responder(responder);
+                    write.await.map_err(|fatal| Some(RaftError::Fatal(fatal)))?;
+                    // The core drops what it cannot answer when it ends.
+                    answer.await.map_err(|_| None)?.map_err(|error| Some(RaftError::APIError(error)))
+                }
+            }
+        };
+        let answer = match lease::within(deadline.remaining(), write).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(Some(error))) => Err(error),
+            Ok(Err(None)) => {
+                return Ok(Proposed::Unknown {
+                    reason: self.why_stopped().unwrap_or_else(|| "the node stopped meanwhile".to_owned()),
+                });
+            }
             Err(expired) => {
                 return Ok(Proposed::Unknown {
                     reason: expired.to_string(),
@@ -495,7 +525,7 @@ fn expired(reason: impl ToString) -> Barrier {
 }
 
 /// Returns when another one than `leader` is found to lead.
-async fn replaced(leads: &mut watch::Receiver<Option<u64>>, leader: u64) {
+pub(super) async fn replaced(leads: &mut watch::Receiver<Option<u64>>, leader: u64) {
     loop {
         if leads.changed().await.is_err() {
             return std::future::pending().await;

@@ -6,6 +6,7 @@ mod crash;
 mod files;
 mod group;
 mod hooked;
+mod long_history;
 mod serve;
 mod space;
 

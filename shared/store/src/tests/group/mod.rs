@@ -1,4 +1,5 @@
 //! Several stores as one group: real files, real TLS over loopback, links that can be cut.
+mod early;
 mod faults;
 mod levels;
 mod full;
