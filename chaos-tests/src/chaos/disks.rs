@@ -189,7 +189,7 @@ async fn of_one(stage: &mut Stage<'_>, disk: Disk, of_leader: bool) -> anyhow::R
             &format!("{what}: it runs on, answers 507 and says what to do"),
             ended.is_none() && refused.is_ok(),
             ended.clone().map_or_else(
-                || refused.map_or_else(|error| format!("{error:#}"), |answer| answer),
+                || refused.unwrap_or_else(|error| format!("{error:#}")),
                 |how| format!("it ended, {how}"),
             ),
         );
@@ -263,7 +263,7 @@ async fn all_full(stage: &mut Stage<'_>) -> anyhow::Result<()> {
         oracles::CRASHES,
         "every disk is full: writes are answered 507 with what to do",
         refused.is_ok(),
-        refused.map_or_else(|error| format!("{error:#}"), |answer| answer),
+        refused.unwrap_or_else(|error| format!("{error:#}")),
     );
     // Whoever leads by now answers as before.
     let mut read = Vec::new();
