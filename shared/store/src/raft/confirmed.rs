@@ -157,10 +157,14 @@ impl Confirmed {
     }
 
     fn write(&self, state: &mut State, change: impl FnOnce(&mut Note)) -> io::Result<()> {
-        change(&mut state.note);
-        state.note.number += 1;
-        let slot = SLOTS[usize::from(state.note.number % 2 == 1)];
-        self.file.write_at(slot, &state.note.encode())
+        let mut note = state.note;
+        change(&mut note);
+        note.number += 1;
+        let slot = SLOTS[usize::from(note.number % 2 == 1)];
+        self.file.write_at(slot, &note.encode())?;
+        // One that was not written was not made: the next goes to the same place.
+        state.note = note;
+        Ok(())
     }
 
     /// For [`Confirmed::has`], of what is handed in to the log now.
@@ -197,7 +201,7 @@ impl Confirmed {
     /// The log is about to be cut after `to`. Durable on return. Blocks on the disk.
     ///
     /// # Errors
-    /// It must not be cut then.
+    /// It must not be cut then. A disk that took nothing ([`disk::is_refusal`]) may be asked again.
     pub(crate) fn lower(&self, to: Option<EntryId>) -> io::Result<()> {
         let mut state = self.state.lock();
         state.epoch += 1;
@@ -206,7 +210,8 @@ impl Confirmed {
         }
         self.write(&mut state, |note| note.last = to)?;
         drop(state);
-        self.file.sync_data()
+        // A sync that fails is never one to try again.
+        self.file.sync_data().map_err(io::Error::other)
     }
 
     /// Makes the note durable. Blocks on the disk.
@@ -343,5 +348,20 @@ mod tests {
         }
         let none = Note::default();
         assert_eq!(Note::decode(&none.encode()), Some(none));
+    }
+
+    /// What was not noted is noted at the next try, and not taken for done.
+    #[test]
+    fn a_disk_that_takes_nothing_is_asked_again() {
+        let disk = SimDisk::new(1);
+        let confirmed = open(&disk, &log(Some(id(1, 9)), None)).unwrap();
+        disk.refuse(Some(ErrorKind::ReadOnlyFilesystem));
+        for _ in 0..2 {
+            assert!(disk::is_refusal(&confirmed.lower(Some(id(1, 4))).unwrap_err()));
+        }
+        disk.refuse(None);
+        confirmed.lower(Some(id(1, 4))).unwrap();
+        drop(confirmed);
+        open(&disk.power_loss(), &log(Some(id(1, 4)), None)).unwrap();
     }
 }

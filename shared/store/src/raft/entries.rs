@@ -5,16 +5,20 @@ use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, Range, RangeBounds};
 use std::sync::Arc;
+use std::time::Duration;
 
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::type_config::alias::{LogIdOf, VoteOf};
 use openraft::{LogState, OptionalSend, RaftLogReader};
+use ursa_runtime::{Backoff, CancellationToken};
 
 use super::{Confirmed, Entry, TypeConfig, entry_id, from_vote, log_id, to_vote};
 use crate::defects::{self, Defect};
 use crate::disk::{self, Disk};
 use crate::log::Log;
 
+/// Before the log is cut that could not be. No file system tells when it has room.
+const NO_SPACE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
 /// Encoded bytes of one replication request: under the 4 MiB that gRPC takes by default, with room for what is around them.
 const MAX_REQUEST: usize = 2 << 20;
 
@@ -116,8 +120,22 @@ impl RaftLogStorage<TypeConfig> for Entries {
 
     async fn truncate_after(&mut self, last: Option<LogIdOf<TypeConfig>>) -> Result<(), io::Error> {
         let to = last.as_ref().map(entry_id);
-        let confirmed = self.confirmed.clone();
-        disk::run(&*self.disk, move || confirmed.lower(to)).await?;
+        let (mut backoff, mut ended) = (Backoff::new(NO_SPACE.0, NO_SPACE.1), self.log.failure());
+        let never = CancellationToken::new();
+        loop {
+            let confirmed = self.confirmed.clone();
+            match disk::run(&*self.disk, move || confirmed.lower(to)).await {
+                Ok(()) => break,
+                // To the core a failure is the end; the log would wait as well.
+                Err(error) if disk::is_refusal(&error) => tracing::warn!(%error, "the log cannot be cut yet"),
+                Err(error) => return Err(error),
+            }
+            tokio::select! {
+                biased;
+                _ = ended.wait_for(Option::is_some) => break,
+                _ = backoff.wait(&never) => {}
+            }
+        }
         Ok(self.log.truncate_after(to).await?)
     }
 
