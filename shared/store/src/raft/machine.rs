@@ -117,6 +117,20 @@ impl Machine {
         Ok(())
     }
 
+    /// Notes the level. A disk that takes nothing is waited for, as for snapshots.
+    async fn rise(&mut self, level: u32) -> io::Result<()> {
+        let (mut backoff, ended) = (Backoff::new(NO_SPACE.0, NO_SPACE.1), self.ended.token());
+        loop {
+            match self.noted.rise(level).await {
+                Err(error) if disk::is_refusal(&error) => tracing::warn!(%error, level, "the feature level cannot be noted yet"),
+                done => return done,
+            }
+            if !backoff.wait(&ended).await {
+                return Err(io::Error::other("the store was closed"));
+            }
+        }
+    }
+
     fn publish(&self) {
         let level = level::of(self.state.feature_level());
         self.level.send_if_modified(|known| std::mem::replace(known, level) != level);
@@ -179,7 +193,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 if let EntryPayload::Normal(proposal) = &entry.payload
                     && let Command::RaiseFeatureLevel { level } = proposal.command()
                 {
-                    self.noted.rise(*level).await?;
+                    self.rise(*level).await?;
                 }
                 let reply = match &entry.payload {
                     EntryPayload::Normal(proposal) => Some(self.state.apply(entry.log_id.index, proposal.command())),
@@ -238,7 +252,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             move || snapshots.adopt(&snapshot)
         };
         let loaded = stored(&*self.disk, &self.ended.token(), adopt).await?;
-        self.noted.rise(loaded.state.feature_level()).await?;
+        self.rise(loaded.state.feature_level()).await?;
         self.load(loaded).map_err(io::Error::other)
     }
 

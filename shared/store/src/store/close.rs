@@ -35,7 +35,13 @@ impl Store {
                     if let Err(error) = self.inner.log.close().await {
                         tracing::warn!(error = %Chain(&error), "what the disk did not take was never acknowledged, and is lost");
                     }
-                    core.await
+                    match lease::within(CORE_ENDS, &mut core).await {
+                        Ok(ended) => ended,
+                        Err(_) => {
+                            tracing::warn!("the core of the store waits for the disk: it is left to itself");
+                            Ok(())
+                        }
+                    }
                 }
             },
         };
