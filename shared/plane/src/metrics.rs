@@ -35,7 +35,7 @@ fn gauge(value: i64, encoder: MetricEncoder<'_>) -> fmt::Result {
     ConstGauge::new(value).encode(encoder)
 }
 
-fn plain(view: &ClusterView) -> [(&'static str, &'static str, i64); 13] {
+fn plain(view: &ClusterView) -> [(&'static str, &'static str, i64); 14] {
     let healthy = view.members.iter().filter(|m| m.healthy).count();
     [
         ("leader", "Whether this node leads its group", flag(view.role == "leader")),
