@@ -40,7 +40,7 @@ pub async fn refuses(world: World, mut rng: StdRng) {
     pause(ms(rng.random_range(50..longest))).await;
     disk.refuse(None);
     // Until it has found out, and has what it missed.
-    pause(ms(2500)).await;
+    pause(ms(4000)).await;
     world.disk_refuses(id, false);
 }
 
