@@ -11,7 +11,7 @@ mod share;
 pub(crate) mod size;
 mod submit;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -139,6 +139,8 @@ pub struct StoreStatus {
     pub leader: Option<u64>,
     /// All members with their addresses.
     pub members: BTreeMap<u64, String>,
+    /// Who has a vote, as this node knows. Two sets while that changes: a majority of each is needed then.
+    pub voters: Vec<BTreeSet<u64>>,
     pub history: HistoryId,
     pub revision: Revision,
     /// Indexes of the log: newest entry, newest applied, newest in a snapshot, newest purged.
@@ -492,6 +494,7 @@ impl Store {
             role,
             term: metrics.current_term,
             leader: metrics.current_leader.filter(|_| role != Role::Stopped),
+            voters: metrics.membership_config.membership().get_joint_config().clone(),
             members: self.members_of(metrics.membership_config.membership().nodes()),
             history: view.history_id(),
             revision: view.revision(),
