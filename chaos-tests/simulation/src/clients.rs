@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
 use ursa_model::{ResourceKey, Timestamp};
@@ -14,7 +15,7 @@ use ursa_store::Error;
 
 use crate::oracles::linearizable::{Action, Operation, Value};
 use crate::oracles::writes::Told;
-use crate::world::{Running, World};
+use crate::world::{Changes, Running, World};
 use crate::{ms, note, pause};
 
 /// Times that a write is sent again under the same id.
@@ -41,6 +42,9 @@ pub struct Done {
     pub acknowledged: u64,
     pub reads: u64,
     pub unknown: u64,
+    /// Changes of the members.
+    #[serde(default)]
+    pub members: Changes,
 }
 
 impl Book {
@@ -110,6 +114,7 @@ impl Book {
         Done {
             acknowledged: pages.acknowledged,
             reads: pages.reads,
+            members: Changes::default(),
             unknown: pages.writes.values().filter(|told| **told == Told::Nothing).count() as u64,
         }
     }
@@ -181,7 +186,8 @@ impl Client {
     }
 
     fn move_on(&mut self) {
-        self.at = self.rng.random_range(self.world.ids());
+        let ids = self.world.ids();
+        self.at = ids.choose(&mut self.rng).copied().unwrap_or(self.at);
     }
 
     /// What the node says, unless it ends first.

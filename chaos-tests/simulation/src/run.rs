@@ -23,8 +23,8 @@ use crate::watchers::Watcher;
 use crate::world::{Settings, World};
 use crate::{entropy, faults, ms, note, pause};
 
-/// Most nodes of a world.
-const MOST: u64 = 5;
+/// Highest id of a node, those included that join later.
+pub(crate) const MOST: u64 = 9;
 /// Longest time until all is well again once nothing disturbs any more.
 const RECOVERY: Duration = Duration::from_secs(30);
 /// Simulated time after which a run is given up: far beyond the longest.
@@ -96,7 +96,7 @@ fn certificates() -> Arc<BTreeMap<u64, NodeTls>> {
 
 #[allow(clippy::unwrap_used, reason = "constant input")]
 fn make_certificates() -> BTreeMap<u64, NodeTls> {
-    let now = time::OffsetDateTime::now_utc();
+    let now = time::OffsetDateTime::from_unix_timestamp(entropy::TODAY).unwrap();
     let name: ClusterName = "simulation".parse().unwrap();
     let material = ClusterCa::generate(&name, now).unwrap();
     let ca = ClusterCa::load(&material).unwrap();
@@ -212,7 +212,10 @@ async fn run(seed: u64, options: Options, tls: Arc<BTreeMap<u64, NodeTls>>) -> R
         hash,
         events,
         lines: trace.lines(),
-        done: book.done(),
+        done: Done {
+            members: world.changes(),
+            ..book.done()
+        },
         time: trace.now(),
     }
 }
@@ -220,14 +223,17 @@ async fn run(seed: u64, options: Options, tls: Arc<BTreeMap<u64, NodeTls>>) -> R
 /// What happens.
 async fn story(seed: u64, world: &World, book: &Book, agreement: &Agreement, habits: Habits, clients: u64, faults_for: Duration) {
     let apart = seed % 7 * 50;
-    world.start(|id| ms(id * apart));
+    let agreement_too = agreement.clone();
+    world.start(
+        |id| ms(id * apart),
+        move |world, id| {
+            for slow in [Duration::ZERO, ms(1500)] {
+                let watcher = Watcher::new(id, seed, slow, world.clone(), agreement_too.clone());
+                world.tasks.spawn("watcher", OnExit::Ignore, |_| watcher.work());
+            }
+        },
+    );
     let beside = |name, work| world.tasks.spawn(name, OnExit::Ignore, |_| work);
-    for id in world.ids() {
-        for slow in [Duration::ZERO, ms(1500)] {
-            let watcher = Watcher::new(id, seed, slow, world.clone(), agreement.clone());
-            world.tasks.spawn("watcher", OnExit::Ignore, |_| watcher.work());
-        }
-    }
     beside(
         "progress",
         Box::pin(progress::watch(world.clone())) as futures::future::BoxFuture<'static, ()>,

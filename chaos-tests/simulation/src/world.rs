@@ -1,26 +1,30 @@
 //! The nodes: each is a disk, and on it one life after the other of the real store.
-//! In: crashes. Out: the stores that run at the moment.
+//! In: crashes, changes of the members. Out: the stores that run at the moment.
 //! Invariants: a node that ended is started again after a while, on the disk as its end left it; a store that does not open on a disk
-//! that did nothing but lose what was not synced, or that stops without a reason, is a finding.
+//! that did nothing but lose what was not synced, or that stops without a reason, is a finding. A node that has left the group, or has lost
+//! its folder, has a reason: it is told so, and stops.
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use ursa_runtime::CancellationToken;
+use ursa_runtime::config::Secret;
 use ursa_runtime::error::Chain;
 use ursa_runtime::lease::Deadline;
 use ursa_runtime::tasks::{OnExit, Tasks};
 use ursa_store::testing::SimDisk;
-use ursa_store::{ClusterConfig, NodeTls, Store, StoreConfig, Timings, log};
+use ursa_store::{ClusterConfig, FirstStart, NodeTls, Role, Store, StoreConfig, Timings, log};
 
 use crate::judge::Judge;
 use crate::network::{Life, Network};
 use crate::note;
 use crate::oracles::promises::Promises;
 use crate::pause;
+use crate::run::MOST;
 use crate::trace::Trace;
 
 /// How a life ends.
@@ -60,8 +64,49 @@ pub struct Settings {
     pub tls: Arc<BTreeMap<u64, NodeTls>>,
 }
 
-/// Shared handle.
+/// What became of the members.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changes {
+    /// Nodes that came and have everything.
+    pub joined: u64,
+    pub promoted: u64,
+    pub removed: u64,
+    /// Dead nodes whose vote another one got.
+    pub replaced: u64,
+    pub moved: u64,
+    /// Nodes that lost their folder.
+    pub wiped: u64,
+    /// How often one of these was told that it has no part any more.
+    pub refused: u64,
+}
+
+/// What a node is started with, beside its disk.
 #[derive(Clone, Debug)]
+struct SetUp {
+    members: BTreeMap<u64, String>,
+    /// It is to be let into the group that runs.
+    token: Option<String>,
+}
+
+/// What is to be expected of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Member,
+    /// It is on its way in; its token may be void.
+    Coming,
+    /// Somebody asked for its removal.
+    Leaving,
+    /// Its folder is lost. It is started all the same, again and again, and must be refused.
+    Wiped,
+    /// It has left, or never came.
+    Gone,
+}
+
+/// Called for each node that comes into being.
+type Follow = Arc<dyn Fn(&World, u64) + Send + Sync>;
+
+/// Shared handle.
+#[derive(Clone)]
 pub struct World {
     pub settings: Arc<Settings>,
     pub network: Network,
@@ -70,13 +115,20 @@ pub struct World {
     pub promises: Promises,
     /// What runs beside the nodes.
     pub tasks: Tasks,
+    seed: u64,
     nodes: Arc<Mutex<BTreeMap<u64, Node>>>,
     /// Somebody asked for another leader.
     handing_over: Arc<AtomicU32>,
+    /// One change of the members at a time.
+    changing: Arc<tokio::sync::Mutex<()>>,
+    changes: Arc<Mutex<Changes>>,
+    follow: Arc<OnceLock<Follow>>,
 }
 
 #[derive(Debug)]
 struct Node {
+    set_up: SetUp,
+    standing: Standing,
     disk: SimDisk,
     life: Option<Life>,
     /// Told of every store that opens, and of its end.
@@ -90,23 +142,50 @@ struct Node {
     tasks: Tasks,
 }
 
+/// Before a node that was refused is started again.
+const AGAIN: Duration = Duration::from_millis(1500);
+/// Between two looks at one that must stay out.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Where a node is reached: nobody looks at it here but the list of members.
+pub fn address(id: u64) -> String {
+    format!("node-{id}:1")
+}
+
+fn new_disk(seed: u64, settings: &Settings) -> SimDisk {
+    let disk = SimDisk::new(seed);
+    disk.set_sync_time(settings.sync_time.clone());
+    disk
+}
+
+impl Node {
+    fn new(disk: SimDisk, set_up: SetUp, standing: Standing) -> Self {
+        Self {
+            set_up,
+            standing,
+            disk,
+            life: None,
+            running: watch::Sender::new(None),
+            lives: 0,
+            down_for: Duration::ZERO,
+            bad_disk: 0,
+            full_disk: 0,
+            tasks: Tasks::new(),
+        }
+    }
+}
+
 impl World {
     /// Nodes 1 to n, none of which runs yet.
     pub fn new(seed: u64, settings: Settings, network: Network, judge: Judge, trace: Trace, promises: Promises) -> Self {
+        let members: BTreeMap<u64, String> = (1..=settings.nodes).map(|id| (id, address(id))).collect();
         let node = |id| {
-            let disk = SimDisk::new(seed.wrapping_mul(31).wrapping_add(id));
-            disk.set_sync_time(settings.sync_time.clone());
-            let node = Node {
-                disk,
-                life: None,
-                running: watch::Sender::new(None),
-                lives: 0,
-                down_for: Duration::ZERO,
-                bad_disk: 0,
-                full_disk: 0,
-                tasks: Tasks::new(),
+            let disk = new_disk(seed.wrapping_mul(31).wrapping_add(id), &settings);
+            let set_up = SetUp {
+                members: members.clone(),
+                token: None,
             };
-            (id, node)
+            (id, Node::new(disk, set_up, Standing::Member))
         };
         let nodes = (1..=settings.nodes).map(node).collect();
         Self {
@@ -116,31 +195,134 @@ impl World {
             trace,
             promises,
             tasks: Tasks::new(),
+            seed,
             nodes: Arc::new(Mutex::new(nodes)),
             handing_over: Arc::default(),
+            changing: Arc::default(),
+            changes: Arc::default(),
+            follow: Arc::default(),
         }
     }
 
-    pub fn ids(&self) -> std::ops::RangeInclusive<u64> {
-        1..=self.settings.nodes
+    /// The nodes that are to be well in the end.
+    pub fn ids(&self) -> Vec<u64> {
+        self.those(|standing| !matches!(standing, Standing::Wiped | Standing::Gone))
     }
 
-    /// Fewest nodes that decide.
-    pub fn majority(&self) -> usize {
-        usize::try_from(self.settings.nodes / 2 + 1).unwrap_or(usize::MAX)
+    /// All nodes that anybody starts, also those that are to be refused.
+    pub fn all_ids(&self) -> Vec<u64> {
+        self.those(|standing| standing != Standing::Gone)
     }
 
-    /// Runs every node, for as long as the world lasts. The first starts are `apart` from each other.
-    pub fn start(&self, apart: impl Fn(u64) -> Duration) {
+    /// The nodes that lost their folder and are in nobody's place so far.
+    pub fn wiped_ids(&self) -> Vec<u64> {
+        self.those(|standing| standing == Standing::Wiped)
+    }
+
+    fn those(&self, wanted: impl Fn(Standing) -> bool) -> Vec<u64> {
+        let nodes = self.nodes.lock();
+        nodes.iter().filter(|(_, node)| wanted(node.standing)).map(|(id, _)| *id).collect()
+    }
+
+    /// Runs every node, for as long as the world lasts. The first starts are `apart` from each other. `follow` is called for each, also for
+    /// those that join later.
+    pub fn start(&self, apart: impl Fn(u64) -> Duration, follow: impl Fn(&Self, u64) + Send + Sync + 'static) {
+        let _ = self.follow.set(Arc::new(follow));
         for id in self.ids() {
-            let (world, first) = (self.clone(), apart(id));
-            self.tasks.spawn("node", OnExit::Ignore, |cancel| async move {
-                tokio::select! {
-                    biased;
-                    () = cancel.cancelled() => {}
-                    () = world.live(id, first) => {}
-                }
-            });
+            self.run(id, apart(id));
+        }
+    }
+
+    fn run(&self, id: u64, first: Duration) {
+        if let Some(follow) = self.follow.get() {
+            follow(self, id);
+        }
+        let world = self.clone();
+        self.tasks.spawn("node", OnExit::Ignore, |cancel| async move {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => {}
+                () = world.live(id, first) => {}
+            }
+        });
+    }
+
+    /// The turn of whoever changes the members; `None` while somebody else does.
+    pub fn turn(&self) -> Option<tokio::sync::OwnedMutexGuard<()>> {
+        self.changing.clone().try_lock_owned().ok()
+    }
+
+    pub fn changes(&self) -> Changes {
+        *self.changes.lock()
+    }
+
+    /// Whether it is a member, and nothing that was asked for is open about it.
+    pub fn is_settled(&self, id: u64) -> bool {
+        self.is(id, Standing::Member)
+    }
+
+    /// Counts something.
+    pub fn count(&self, of: impl FnOnce(&mut Changes)) {
+        of(&mut self.changes.lock());
+    }
+
+    /// An id that was never used, if there is one left.
+    pub fn new_id(&self) -> Option<u64> {
+        let next = self.nodes.lock().keys().next_back()? + 1;
+        (next <= MOST).then_some(next)
+    }
+
+    /// A node with an empty disk is started, to be let into the group by this token.
+    pub fn add(&self, id: u64, token: String) {
+        let members = self.ids().into_iter().chain([id]).map(|id| (id, address(id))).collect();
+        let set_up = SetUp {
+            members,
+            token: Some(token),
+        };
+        let disk = new_disk(self.seed.wrapping_mul(31).wrapping_add(id), &self.settings);
+        note!(self.trace, "n{id} comes");
+        self.nodes.lock().insert(id, Node::new(disk, set_up, Standing::Coming));
+        self.run(id, Duration::ZERO);
+    }
+
+    /// The node came in.
+    pub fn is_in(&self, id: u64) {
+        self.stands(id, Standing::Member);
+    }
+
+    /// Somebody is about to ask for the removal of this node.
+    pub fn leaves(&self, id: u64) {
+        self.stands(id, Standing::Leaving);
+    }
+
+    /// It stays: its removal was refused.
+    pub fn stays(&self, id: u64) {
+        self.stands(id, Standing::Member);
+    }
+
+    fn stands(&self, id: u64, standing: Standing) {
+        if let Some(node) = self.nodes.lock().get_mut(&id).filter(|node| node.standing != Standing::Gone) {
+            node.standing = standing;
+        }
+    }
+
+    /// The node is no part of the world any more.
+    pub fn gone(&self, id: u64) {
+        note!(self.trace, "n{id} is gone");
+        self.stands(id, Standing::Gone);
+        self.end(id, End::Kill, Duration::ZERO);
+    }
+
+    /// The folder of a node is lost; whoever runs it does not know, and starts it again and again.
+    pub fn wipe(&self, id: u64, down_for: Duration) {
+        note!(self.trace, "n{id} loses its folder");
+        self.count(|changes| changes.wiped += 1);
+        self.promises.lost(id);
+        self.end(id, End::Kill, down_for);
+        let disk = new_disk(self.seed.wrapping_mul(37).wrapping_add(id), &self.settings);
+        if let Some(node) = self.nodes.lock().get_mut(&id) {
+            node.disk = disk;
+            node.standing = Standing::Wiped;
         }
     }
 
@@ -157,7 +339,7 @@ impl World {
 
     /// The stores that run.
     pub fn all_running(&self) -> Vec<Running> {
-        self.ids().filter_map(|id| self.running(id)).collect()
+        self.ids().into_iter().filter_map(|id| self.running(id)).collect()
     }
 
     /// Follows the lives of a node.
@@ -199,7 +381,7 @@ impl World {
 
     /// Gives the lead away, as before an orderly stop.
     pub async fn hand_over(&self, running: &Running, limit: Duration) {
-        self.handing_over.fetch_add(1, Ordering::Relaxed);
+        self.elections_are_asked_for(true);
         tokio::select! {
             biased;
             () = running.life.ended.cancelled() => {}
@@ -207,7 +389,15 @@ impl World {
         }
         // Who takes over may still be on its way.
         pause(Duration::from_millis(1000)).await;
-        self.handing_over.fetch_sub(1, Ordering::Relaxed);
+        self.elections_are_asked_for(false);
+    }
+
+    /// Somebody is about to ask for something that may take another leader, or has been answered.
+    pub fn elections_are_asked_for(&self, begins: bool) {
+        match begins {
+            true => self.handing_over.fetch_add(1, Ordering::Relaxed),
+            false => self.handing_over.fetch_sub(1, Ordering::Relaxed),
+        };
     }
 
     /// Whether the lead is being given away: an election is no wonder then.
@@ -237,6 +427,9 @@ impl World {
     async fn live(&self, id: u64, first: Duration) {
         pause(first).await;
         loop {
+            if self.is(id, Standing::Gone) {
+                return;
+            }
             let (life, tasks) = self.begin(id);
             let opened = tokio::select! {
                 biased;
@@ -294,10 +487,16 @@ impl World {
     async fn open(&self, life: &Life, tasks: &Tasks) -> Result<Store, String> {
         let id = life.node;
         let carrier = self.network.plug(life, tasks);
-        let members = self.ids().map(|id| (id, format!("node-{id}:1"))).collect();
+        let set_up = self.nodes.lock().get(&id).map(|node| node.set_up.clone());
+        let SetUp { members, token } = set_up.ok_or("there is no such node")?;
         let tls = self.settings.tls.get(&id).cloned().ok_or("no certificate")?;
         let mut config = StoreConfig::new("/node", id);
-        config.cluster = Some(ClusterConfig::new(members, tls));
+        let mut cluster = ClusterConfig::new(members, tls);
+        if let Some(token) = token {
+            cluster.join = Some(Secret::new(token));
+            config.first_start = FirstStart::WaitToBeAdded;
+        }
+        config.cluster = Some(cluster);
         config.timings = self.settings.timings;
         config.log = self.settings.log;
         config.propose_timeout = self.settings.propose_timeout;
@@ -325,6 +524,9 @@ impl World {
             self.judge.report("promises", broken);
         }
         self.network.listen(life.node, store.listener());
+        if self.is(life.node, Standing::Wiped) {
+            return self.must_stay_out(life, store);
+        }
         let running = Running { store, life: life.clone() };
         if let Some(node) = self.nodes.lock().get(&life.node) {
             node.running.send_replace(Some(running));
@@ -338,11 +540,42 @@ impl World {
             life.ended.cancelled().await;
             return;
         }
+        let id = life.node;
         let reason = tasks.stop_reason().map(|reason| reason.to_string()).unwrap_or_default();
-        note!(self.trace, "n{} stops: {reason}", life.node);
-        if !self.has_bad_disk(life.node) {
-            self.judge.report("stops", format!("node {} stops: {reason}", life.node));
+        note!(self.trace, "n{id} stops: {reason}");
+        let standing = self.nodes.lock().get(&id).map(|node| node.standing);
+        match standing {
+            Some(Standing::Leaving | Standing::Wiped) if reason.contains("was removed from the group") => return self.gone(id),
+            Some(Standing::Coming) if reason.contains("is not let into the group") => return self.gone(id),
+            Some(Standing::Wiped) if reason.contains("with another data folder") => {
+                self.count(|changes| changes.refused += 1);
+                return self.end(id, End::Kill, AGAIN);
+            }
+            Some(Standing::Gone) => {}
+            _ if self.has_bad_disk(id) => {}
+            _ => self.judge.report("stops", format!("node {id} stops: {reason}")),
         }
-        self.end(life.node, End::Kill, Duration::from_millis(200));
+        self.end(id, End::Kill, Duration::from_millis(200));
+    }
+
+    fn is(&self, id: u64, standing: Standing) -> bool {
+        self.nodes.lock().get(&id).is_some_and(|node| node.standing == standing)
+    }
+
+    /// A node without its folder runs: it may wait, or be refused, but take no part.
+    fn must_stay_out(&self, life: &Life, store: Store) {
+        let (world, life) = (self.clone(), life.clone());
+        let tasks = self.nodes.lock().get(&life.node).map(|node| node.tasks.clone());
+        let Some(tasks) = tasks else { return };
+        tasks.spawn("stays-out", OnExit::Contain, |cancel| async move {
+            while !life.is_over() && !cancel.is_cancelled() {
+                let status = store.status();
+                if status.admitted || status.role == Role::Leader {
+                    let text = format!("node {} takes part again without what it had promised: {status:?}", life.node);
+                    return world.judge.report("wiped", text);
+                }
+                pause(LOOK).await;
+            }
+        });
     }
 }

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use rand::RngExt;
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
 
 use super::{any_node, leader_of};
 use crate::world::World;
@@ -25,7 +26,14 @@ async fn cut(world: &World, ways: Vec<(u64, u64)>, time: Duration) {
 }
 
 fn others(world: &World, id: u64) -> Vec<u64> {
-    world.ids().filter(|other| *other != id).collect()
+    world.all_ids().into_iter().filter(|other| *other != id).collect()
+}
+
+/// Every direction there is.
+fn all_ways(world: &World) -> Vec<(u64, u64)> {
+    let ids = world.all_ids();
+    let ways = ids.iter().flat_map(|from| ids.iter().map(move |to| (*from, *to)));
+    ways.filter(|(from, to)| from != to).collect()
 }
 
 fn around(world: &World, id: u64) -> Vec<(u64, u64)> {
@@ -66,10 +74,9 @@ fn one(world: &World, rng: &mut StdRng) -> u64 {
 
 /// Two halves do not hear each other.
 pub async fn split(world: World, mut rng: StdRng) {
-    let left: Vec<u64> = world.ids().filter(|_| rng.random()).collect();
-    let ways = world
-        .ids()
-        .flat_map(|from| world.ids().map(move |to| (from, to)))
+    let left: Vec<u64> = world.all_ids().into_iter().filter(|_| rng.random()).collect();
+    let ways = all_ways(&world)
+        .into_iter()
         .filter(|(from, to)| left.contains(from) != left.contains(to))
         .collect();
     cut(&world, ways, how_long(&mut rng)).await;
@@ -78,21 +85,13 @@ pub async fn split(world: World, mut rng: StdRng) {
 /// Two nodes do not hear each other, and everybody else hears both.
 pub async fn one_link(world: World, mut rng: StdRng) {
     let a = one(&world, &mut rng);
-    let b = others(&world, a)
-        .get(rng.random_range(0..world.ids().count() - 1))
-        .copied()
-        .unwrap_or(a);
+    let b = others(&world, a).choose(&mut rng).copied().unwrap_or(a);
     cut(&world, vec![(a, b), (b, a)], how_long(&mut rng)).await;
 }
 
 /// Any of the directed partitions there are.
 pub async fn some_directions(world: World, mut rng: StdRng) {
-    let ways = world
-        .ids()
-        .flat_map(|from| world.ids().map(move |to| (from, to)))
-        .filter(|(from, to)| from != to)
-        .filter(|_| rng.random())
-        .collect();
+    let ways = all_ways(&world).into_iter().filter(|_| rng.random()).collect();
     cut(&world, ways, how_long(&mut rng)).await;
 }
 
@@ -114,12 +113,7 @@ pub async fn bad(world: World, mut rng: StdRng) {
     } else {
         rng.random_range(30..300)
     });
-    let ways: Vec<(u64, u64)> = world
-        .ids()
-        .flat_map(|from| world.ids().map(move |to| (from, to)))
-        .filter(|(from, to)| from != to)
-        .filter(|_| rng.random_range(0..3_u8) > 0)
-        .collect();
+    let ways: Vec<(u64, u64)> = all_ways(&world).into_iter().filter(|_| rng.random_range(0..3_u8) > 0).collect();
     for (from, to) in &ways {
         world.network.set(*from, *to, |link| {
             link.loss = loss;

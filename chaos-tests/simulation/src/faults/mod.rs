@@ -5,11 +5,14 @@ mod crash;
 mod disk;
 mod leader;
 mod links;
+mod members;
+mod wiped;
 
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 use ursa_runtime::tasks::OnExit;
 
@@ -20,7 +23,7 @@ use crate::{ms, note, pause};
 type Fault = fn(World, StdRng) -> BoxFuture<'static, ()>;
 
 /// All faults, with how often each is drawn.
-const FAULTS: [(&str, u32, Fault); 20] = [
+const FAULTS: [(&str, u32, Fault); 25] = [
     ("kill", 6, |world, rng| Box::pin(crash::kill(world, rng))),
     ("power-loss", 6, |world, rng| Box::pin(crash::power_loss(world, rng))),
     ("power-loss-at-a-write", 8, |world, rng| {
@@ -42,6 +45,11 @@ const FAULTS: [(&str, u32, Fault); 20] = [
     ("some-directions", 6, |world, rng| Box::pin(links::some_directions(world, rng))),
     ("flapping", 3, |world, rng| Box::pin(links::flapping(world, rng))),
     ("bad-links", 6, |world, rng| Box::pin(links::bad(world, rng))),
+    ("node-joins", 3, |world, rng| Box::pin(members::joins(world, rng))),
+    ("node-leaves", 3, |world, rng| Box::pin(members::leaves(world, rng))),
+    ("node-moves", 1, |world, rng| Box::pin(members::moves(world, rng))),
+    ("transfer", 2, |world, rng| Box::pin(members::transfer(world, rng))),
+    ("node-wiped", 3, |world, rng| Box::pin(wiped::wiped(world, rng))),
     ("hand-over", 3, |world, rng| Box::pin(leader::hand_over(world, rng))),
 ];
 
@@ -78,7 +86,7 @@ pub async fn play(world: World, seed: u64, how_long: Duration) {
 }
 
 fn any_node(world: &World, rng: &mut StdRng) -> u64 {
-    rng.random_range(world.ids())
+    world.ids().choose(rng).copied().unwrap_or(1)
 }
 
 /// Who leads, if anybody knows.

@@ -1,8 +1,9 @@
 //! A majority that can work does work, and nobody disturbs it.
 //! In: samples of all nodes and links. Out: two seconds without a leader although a majority is connected in both directions and its
 //! disks work; an election although only others were disturbed.
-//! Invariant: a leader counts only while a majority answers it.
-use std::collections::BTreeMap;
+//! Invariant: a leader counts only while a majority answers it; a majority is one in the eyes of all its members, also while the voters
+//! change.
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -20,7 +21,7 @@ pub const LEADERLESS: Duration = Duration::from_secs(2);
 const SETTLED: Duration = Duration::from_secs(1);
 
 /// What one sample shows of a node that runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
     /// Which of its lives.
     pub life: u32,
@@ -28,6 +29,8 @@ pub struct Sample {
     /// It leads, and a majority answers.
     pub leads: bool,
     pub admitted: bool,
+    /// Who votes, as it knows; two sets while that changes.
+    pub voters: Vec<BTreeSet<u64>>,
 }
 
 /// Which nodes can hear each other, and what they are.
@@ -43,8 +46,6 @@ pub struct Picture {
 /// Pure: the rules over a sequence of pictures.
 #[derive(Debug)]
 pub struct Rules {
-    nodes: u64,
-    majority: usize,
     /// Groups that are connected, each node in the same life, since when.
     groups: BTreeMap<Vec<(u64, u32)>, Instant>,
     led: Instant,
@@ -56,10 +57,8 @@ pub struct Rules {
 }
 
 impl Rules {
-    pub fn new(nodes: u64, majority: usize, now: Instant) -> Self {
+    pub fn new(now: Instant) -> Self {
         Self {
-            nodes,
-            majority,
             groups: BTreeMap::new(),
             led: now,
             throne: None,
@@ -88,7 +87,7 @@ impl Rules {
 
     /// Takes in the next picture; says what is wrong.
     pub fn next(&mut self, now: Instant, picture: &Picture) -> Option<String> {
-        let groups = groups(self.nodes, self.majority, picture);
+        let groups = groups(picture);
         self.groups.retain(|group, _| groups.contains(group));
         for group in &groups {
             self.groups.entry(group.clone()).or_insert(now);
@@ -97,7 +96,7 @@ impl Rules {
             .nodes
             .iter()
             .find(|(_, sample)| sample.leads)
-            .map(|(id, sample)| (*id, *sample));
+            .map(|(id, sample)| (*id, sample.term));
         if leader.is_some() {
             self.led = now;
             self.reported = false;
@@ -112,13 +111,13 @@ impl Rules {
                 let ids: Vec<u64> = group.iter().map(|(id, _)| *id).collect();
                 format!("node {node} goes to term {term} although a leader and its majority {ids:?} were not disturbed")
             });
-        if let Some((id, sample)) = leader {
+        if let Some((id, term)) = leader {
             let settled = self.groups.iter().filter(|(group, since)| {
                 group.iter().any(|(member, _)| *member == id) && now.saturating_duration_since(**since) >= SETTLED
             });
             // A leader that a newer term is about to depose does not count.
             let group = settled.min_by_key(|(_, since)| **since);
-            let group = group.filter(|_| self.newest_term() == Some(sample.term));
+            let group = group.filter(|_| self.newest_term() == Some(term));
             self.throne = group.map(|(group, _)| group.clone());
         }
         if disturbed.is_some() {
@@ -131,15 +130,17 @@ impl Rules {
     }
 }
 
-/// Every majority whose members are all connected with each other.
-fn groups(nodes: u64, majority: usize, picture: &Picture) -> Vec<Vec<(u64, u32)>> {
+/// Every majority whose members are all connected with each other, and which all of them take for one.
+fn groups(picture: &Picture) -> Vec<Vec<(u64, u32)>> {
     let linked = |a: u64, b: u64| a == b || picture.links.contains(&(a.min(b), a.max(b)));
-    let up: Vec<(u64, u32)> = (1..=nodes)
-        .filter_map(|id| {
-            let sample = picture.nodes.get(&id).filter(|sample| sample.admitted)?;
-            Some((id, sample.life))
-        })
-        .collect();
+    let votes = |id: &u64, sample: &Sample| sample.admitted && sample.voters.iter().flatten().any(|voter| voter == id);
+    let voters = picture.nodes.iter().filter(|(id, sample)| votes(id, sample));
+    let up: Vec<(u64, u32)> = voters.map(|(id, sample)| (*id, sample.life)).collect();
+    let decides = |group: &[(u64, u32)]| {
+        let known = group.iter().filter_map(|(id, _)| picture.nodes.get(id));
+        let mut configs = known.flat_map(|sample| &sample.voters);
+        !group.is_empty() && configs.all(|config| group.iter().filter(|(id, _)| config.contains(id)).count() > config.len() / 2)
+    };
     (1_u32..1 << up.len())
         .map(|set| {
             up.iter()
@@ -148,7 +149,7 @@ fn groups(nodes: u64, majority: usize, picture: &Picture) -> Vec<Vec<(u64, u32)>
                 .map(|(_, node)| *node)
                 .collect::<Vec<_>>()
         })
-        .filter(|group| group.len() >= majority && group.iter().all(|a| group.iter().all(|b| linked(a.0, b.0))))
+        .filter(|group| group.iter().all(|a| group.iter().all(|b| linked(a.0, b.0))) && decides(group))
         .collect()
 }
 
@@ -159,6 +160,7 @@ fn sample(running: &Running) -> Sample {
         term: status.term,
         leads: status.role == Role::Leader && status.quorum,
         admitted: status.admitted,
+        voters: status.voters,
     }
 }
 
@@ -185,7 +187,7 @@ fn picture(world: &World) -> Picture {
 /// Watches the world as long as it lasts.
 pub async fn watch(world: World) {
     pause(ms(1)).await;
-    let mut rules = Rules::new(world.settings.nodes, world.majority(), Instant::now());
+    let mut rules = Rules::new(Instant::now());
     let mut known = None;
     loop {
         let picture = picture(&world);
@@ -226,6 +228,7 @@ mod tests {
                 term,
                 leads: leader == Some(id),
                 admitted: true,
+                voters: vec![BTreeSet::from([1, 2, 3])],
             };
             (id, sample)
         });
@@ -241,7 +244,7 @@ mod tests {
     /// Feeds pictures 100 ms apart.
     fn judge(pictures: impl IntoIterator<Item = Picture>) -> Vec<String> {
         let start = Instant::now();
-        let mut rules = Rules::new(3, 2, start);
+        let mut rules = Rules::new(start);
         let times = (0..).map(|n| start + Duration::from_millis(100) * n);
         times.zip(pictures).filter_map(|(at, picture)| rules.next(at, &picture)).collect()
     }
@@ -257,6 +260,21 @@ mod tests {
         // A leader in between starts the clock again.
         let led = none(15).chain([shot(Some(1), 1, &ALL)]).chain(none(15));
         assert_eq!(judge(led), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_majority_is_one_in_the_eyes_of_all_of_its_members() {
+        let with = |voters: &[&[u64]]| {
+            let mut shot = shot(None, 1, &[(1, 2)]);
+            let sets = voters.iter().map(|set| set.iter().copied().collect());
+            shot.nodes.get_mut(&2).unwrap().voters = sets.collect();
+            judge(std::iter::repeat_n(shot, 60)).len()
+        };
+        assert_eq!(with(&[&[1, 2, 3]]), 1);
+        assert_eq!(with(&[&[1, 2, 3], &[1, 2, 3, 4]]), 0, "two of four do not decide");
+        assert_eq!(with(&[&[1, 2, 3], &[1, 2, 4]]), 1, "both do");
+        assert_eq!(with(&[&[1, 3, 4]]), 0, "it has no vote itself");
+        assert_eq!(with(&[]), 0, "it knows of no group");
     }
 
     #[test]

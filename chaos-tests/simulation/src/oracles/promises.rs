@@ -2,7 +2,7 @@
 //! In: the messages as they leave, the state of a store that was just opened. Out: what was broken.
 //! Invariants (Raft, section 5.2): a node gives one vote per term; a term has one leader; the term of a vote that was given is never
 //! forgotten.
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -30,6 +30,8 @@ struct Said {
     votes: BTreeMap<(u64, u64), u64>,
     /// Who led, by term.
     leaders: BTreeMap<u64, u64>,
+    /// Nodes that have lost their folder, and with it what they had promised: they must not vote any more.
+    lost: BTreeSet<u64>,
 }
 
 /// The part of these messages that matters here; see `ursa_store`'s wire format.
@@ -104,6 +106,10 @@ impl Promises {
         let mut said = self.said.lock();
         let newest = said.terms.entry(node).or_default();
         *newest = term.max(*newest);
+        if said.lost.contains(&node) {
+            let text = format!("node {node}, which has lost its folder, votes for {candidate} in term {term}");
+            self.judge.report("promises", text);
+        }
         let first = *said.votes.entry((node, term)).or_insert(candidate);
         if first != candidate {
             self.judge.report(
@@ -121,11 +127,19 @@ impl Promises {
         }
     }
 
+    /// The node's folder is lost.
+    pub fn lost(&self, node: u64) {
+        self.said.lock().lost.insert(node);
+    }
+
     /// A store was opened.
     ///
     /// # Errors
     /// What it has forgotten.
     pub fn opened(&self, node: u64, status: &StoreStatus) -> Result<(), String> {
+        if self.said.lock().lost.contains(&node) {
+            return Ok(());
+        }
         let promised = self.said.lock().terms.get(&node).copied().unwrap_or_default();
         if status.term < promised {
             return Err(format!(
@@ -158,6 +172,22 @@ mod tests {
         assert_eq!(
             found,
             ["node 1 voted for 2 and for 3 in term 4", "nodes 2 and 3 both lead in term 4"]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_vote_of_a_node_that_has_lost_its_folder_is_seen() {
+        let judge = Judge::new(Trace::new(9));
+        let promises = Promises::new(judge.clone());
+        promises.voted(1, 4, 2);
+        promises.lost(1);
+        promises.voted(2, 5, 2);
+        assert_eq!(judge.findings(), []);
+        promises.voted(1, 5, 2);
+        assert!(
+            judge.findings()[0]
+                .what
+                .contains("node 1, which has lost its folder, votes for 2 in term 5")
         );
     }
 }
