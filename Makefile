@@ -12,7 +12,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 ENVOY_DIR := .env-tools/envoy
 envoy_bin = $(or $(ENVOY_BIN),$$(readlink -f $(ENVOY_DIR)/bin-envoy))
 
-.PHONY: help prerequisites build envoy demo test chaos chaos-list chaos-kills bench-store simulate simulate-defects renewals lint fix clean
+.PHONY: help prerequisites build envoy demo test chaos chaos-list chaos-kills chaos-check bench-store simulate simulate-defects renewals lint fix clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -48,6 +48,13 @@ chaos-list: build ## list the chaos scenarios
 
 chaos-kills: envoy build ## kill the leader N times (20) under writes and traffic
 	@$(chaos_run) leader-kill --rounds $(or $(N),20)
+
+# ADDRESSES="https://a https://b" CA_FILE=ca.crt TOKEN_FILE=token DURATION=60s MESH=name LONGEST_PAUSE=10s YES=1
+chaos-check: prerequisites ## check a running installation from outside while you break it: ADDRESSES=, CA_FILE=, TOKEN_FILE=; YES=1 to do it
+	@$(CARGO) build --locked -p ursa-chaos-tests --bin chaos
+	@exec $(TARGET)/debug/chaos check $(foreach address,$(ADDRESSES),--address $(address)) --token-file "$(TOKEN_FILE)" \
+	  $(if $(CA_FILE),--ca-file "$(CA_FILE)") $(if $(DURATION),--duration $(DURATION)) $(if $(MESH),--mesh $(MESH)) \
+	  $(if $(LONGEST_PAUSE),--longest-pause $(LONGEST_PAUSE)) $(if $(filter-out 0,$(YES)),--yes) --out $(TARGET)/chaos-check
 
 # CLIENTS=1,64 SECONDS_EACH=3 ROUNDS=5 KILLS=100 RESOURCES=100000 PARTS=syncs,writes,reads,failover,restart
 bench-store: build ## measure the store beside the bare disk and etcd (if installed): writes, reads, fail-over (KILLS=10), memory, restart; report in target/bench

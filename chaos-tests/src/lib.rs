@@ -15,9 +15,11 @@
 //! - [`report`]: steps, checks, histograms, as a table and as JSON
 //! - [`demo`]: the main job of Ursa, narrated
 //! - [`chaos`]: scenarios in which nodes, zones and networks fail under load
+//! - [`check`]: a running installation, from outside, whoever disturbs it
 //! - [`bench`]: how fast the store is, beside the bare disk and a peer
 pub mod bench;
 pub mod chaos;
+pub mod check;
 pub mod client;
 pub mod demo;
 pub mod echo;

@@ -54,6 +54,8 @@ pub struct Places {
     pub strace: Option<PathBuf>,
     /// Folder of the run's data; on the disk that is measured.
     pub data: PathBuf,
+    /// Second byte of all addresses, so that two runs do not meet.
+    pub network: u8,
 }
 
 /// One member.
@@ -98,7 +100,7 @@ impl Cluster {
             .map(|id| Member {
                 id,
                 name: format!("{}-{id}", system.name()),
-                ip: Ipv4Addr::new(127, 40, net, u8::try_from(id).unwrap_or_default()),
+                ip: Ipv4Addr::new(127, places.network, net, u8::try_from(id).unwrap_or_default()),
             })
             .collect();
         let mut cluster = Self {
@@ -186,7 +188,9 @@ impl Cluster {
         self.dir.join(format!("{}-pki", member.name))
     }
 
-    fn ca_file(&self) -> PathBuf {
+    /// The CA of all members' certificates.
+    #[must_use]
+    pub fn ca_file(&self) -> PathBuf {
         self.dir.join("ca/ca.crt")
     }
 

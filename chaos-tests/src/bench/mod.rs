@@ -96,6 +96,7 @@ pub async fn run(options: &Options) -> anyhow::Result<bool> {
         etcd: installed("etcd"),
         strace: installed("strace"),
         data: absolute(&data)?,
+        network: 40,
     };
     let mut report = Report::new("bench-store");
     let done = parts(options, &places, &mut report).await;

@@ -11,17 +11,22 @@ use anyhow::Context as _;
 use futures::future::join_all;
 
 use crate::client::{Api, Mode};
+use crate::demo::topology::MESH;
 use crate::demo::{Demo, SOON, describe, said};
 use crate::harness::wait::Pace;
 use crate::harness::{POLL, Poll, wait_through};
+use crate::oracles::streams::{self, Acknowledged};
 use crate::oracles::{self, registers::History};
 use crate::report::Row;
 use crate::traffic::Shot;
+use crate::traffic::follow::Followers;
 use crate::traffic::load::{Judge, Load, Plan};
 use crate::traffic::pairs::{Pairs, RATE};
 use crate::traffic::probe::{self, WriteProbe};
 use crate::traffic::registers::{self, Costs, Registers, Retry};
+use crate::traffic::sightings::Sightings;
 use crate::traffic::stats::Times;
+use crate::traffic::views::Views;
 
 /// Who writes and reads: as clients that send again what was not answered, and as clients that never do. So the outcome of a write
 /// may stay unknown, and must then be the same for all who look.
@@ -105,6 +110,12 @@ pub struct Background {
     pairs: Pairs,
     /// In the order of [`CLIENTS`]; none if nothing is written.
     registers: Vec<Registers>,
+    /// None if nothing is written.
+    followers: Option<Followers>,
+    /// The same.
+    sightings: Option<Sightings>,
+    /// The same.
+    views: Option<Views>,
     nodes: Vec<Api>,
 }
 
@@ -127,6 +138,7 @@ impl Background {
         let start = |name: &str, clients: &Clients| {
             Registers::start(registers::Plan {
                 nodes: nodes.clone(),
+                mesh: MESH.into(),
                 name: format!("register-{name}-{}", clients.name),
                 writers: clients.writers,
                 readers: clients.readers,
@@ -134,9 +146,19 @@ impl Background {
                 retry: clients.retry,
             })
         };
+        let followers = registers.map(|_| Followers::start(&nodes, MESH));
+        let sightings = registers.map(|_| Sightings::start(&nodes));
+        let views = registers.map(|_| Views::start(&nodes, MESH));
         let registers = registers.map(|name| CLIENTS.iter().map(|clients| start(name, clients)).collect());
         let registers = registers.unwrap_or_default();
-        Ok(Self { pairs, registers, nodes })
+        Ok(Self {
+            pairs,
+            registers,
+            followers,
+            sightings,
+            views,
+            nodes,
+        })
     }
 
     /// What was written and read so far by the clients that send again.
@@ -203,6 +225,15 @@ impl Background {
         if !history.writes.is_empty() {
             rows.push(row(during, "write, until acknowledged", writes));
             rows.push(row(during, "read, linearizable", reads));
+            if let Some(followers) = self.followers {
+                told(demo, during, followers, &history).await;
+            }
+            if let Some(views) = self.views {
+                views.stop().await.judge(&mut demo.report, &format!("{during}: "));
+            }
+            if let Some(sightings) = self.sightings {
+                sightings.stop().await.judge(&mut demo.report, &format!("{during}: "), &[]);
+            }
             remove(&self.nodes, &history).await;
         }
         demo.report.times(rows);
@@ -256,12 +287,33 @@ fn judge(demo: &mut Demo, during: &str, clients: &Clients, history: &History, co
     );
 }
 
+/// What followers were told beside it.
+async fn told(demo: &mut Demo, during: &str, followers: Followers, history: &History) {
+    let stories = followers.stop().await;
+    let acknowledged: Vec<Acknowledged> = history.with_revisions().collect();
+    let found = streams::wrong(&stories, &acknowledged);
+    let told: Vec<String> = stories.iter().map(|story| format!("{} by {}", story.told(), story.node)).collect();
+    demo.report.verdict(
+        oracles::STREAMS,
+        &format!("{during}: followers are told every change once, in order, the same at every node"),
+        found.is_empty() && stories.iter().all(|story| story.told() > 0) && !acknowledged.is_empty(),
+        match found.first() {
+            Some(first) => format!("{} findings, the first: {first}", found.len()),
+            None => format!("revisions told: {}", told.join(", ")),
+        },
+    );
+}
+
 /// The registers are of no use afterwards.
 async fn remove(nodes: &[Api], history: &History) {
     let Some(node) = nodes.first() else { return };
     // Those of an unknown outcome too: they may be there.
     let keys: BTreeSet<&str> = history.writes.iter().map(|w| w.key.as_str()).collect();
-    let paths: Vec<String> = keys.into_iter().map(registers::path).chain(probe::paths()).collect();
+    let paths: Vec<String> = keys
+        .into_iter()
+        .map(|key| registers::path(MESH, key))
+        .chain(probe::paths())
+        .collect();
     // What is left over changes nothing for anybody.
     let _answers = join_all(paths.iter().map(|path| node.delete(path))).await;
 }

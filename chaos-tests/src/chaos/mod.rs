@@ -67,14 +67,18 @@ pub struct Scenario {
     pub needs: Needs,
     /// Rounds unless told otherwise.
     pub rounds: u32,
+    /// What so many rounds take, in seconds, on a machine of two cores that does nothing else. All scenarios together are to take about a
+    /// quarter of an hour.
+    pub takes: u32,
 }
 
-const fn scenario(name: &'static str, needs: Needs, rounds: u32, about: &'static str) -> Scenario {
+const fn scenario(name: &'static str, needs: Needs, (rounds, takes): (u32, u32), about: &'static str) -> Scenario {
     Scenario {
         name,
         about,
         needs,
         rounds,
+        takes,
     }
 }
 
@@ -83,78 +87,90 @@ pub const SCENARIOS: [Scenario; 14] = [
     scenario(
         "leader-kill",
         Needs::Cluster,
-        5,
+        (5, 40),
         "kill -9 of the leader under writes and traffic, again and again",
     ),
     scenario(
         "global-down",
         Needs::Any,
-        1,
+        (1, 60),
         "kill -9 of every global node, a zone lives on and takes in a new sidecar, the global returns",
     ),
     scenario(
         "zone-cp-restart",
         Needs::Any,
-        5,
+        (5, 70),
         "kill -9 of a zone's control plane with no global reachable, again and again",
     ),
     scenario(
         "rolling-restart",
         Needs::Any,
-        1,
+        (1, 20),
         "SIGTERM to every program in turn, each started again before the next",
     ),
     scenario(
         "partition",
         Needs::Links,
-        1,
+        (1, 105),
         "links between nodes, and between zones and nodes, are silent, one-way, slow or cut",
     ),
     scenario(
         "partitions",
         Needs::Links,
-        64,
+        (64, 160),
         "all 64 directed partitions of three nodes; rounds: how many of them",
     ),
     scenario(
         "flapping",
         Needs::Links,
-        1,
+        (1, 45),
         "links come and go: of a follower, of the leader, all of them",
     ),
     scenario(
         "pause",
         Needs::Links,
-        2,
+        (2, 50),
         "SIGSTOP and SIGCONT: the leader, a follower, all nodes, a zone's control plane",
     ),
-    scenario("wiped", Needs::Links, 2, "a node comes back without its data folder"),
+    scenario("wiped", Needs::Links, (2, 12), "a node comes back without its data folder"),
     scenario(
         "damaged",
         Needs::Links,
-        10,
+        (10, 25),
         "a node comes back with a file cut short, changed or gone; rounds: how many damages",
     ),
     scenario(
         "disks",
         Needs::Shim,
-        1,
+        (1, 70),
         "disks are full, slow, or fail to sync: a follower's, the leader's, all",
     ),
     scenario(
         "power",
         Needs::Shim,
-        3,
+        (3, 45),
         "one, two, all nodes lose their power at once, and what was not synced",
     ),
-    scenario("clocks", Needs::Shim, 1, "the time of day jumps at one node"),
+    scenario("clocks", Needs::Shim, (1, 30), "the time of day jumps at one node"),
     scenario(
         "soak",
         Needs::Shim,
-        20,
+        (20, 130),
         "faults of chance, one after another or two at once; rounds: how many",
     ),
 ];
+
+impl Scenario {
+    /// About what it takes with so many rounds, its set-up included.
+    #[must_use]
+    pub fn takes(&self, rounds: u32) -> Duration {
+        let round = self.takes.saturating_sub(SET_UP).saturating_mul(rounds) / self.rounds.max(1);
+        Duration::from_secs(u64::from(SET_UP) + u64::from(round))
+    }
+}
+
+/// Of that, in seconds, until the programs of the demo stand and after all have ended.
+const SET_UP: u32 = 5;
 
 /// How a scenario is played.
 #[derive(Clone, Copy, Debug)]
@@ -316,4 +332,18 @@ async fn rolling_restart(demo: &mut Demo, rounds: u32, slack: u32) -> anyhow::Re
     .await;
     background.finish(demo, "every program restarts in turn").await;
     done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_of_them_take_about_a_quarter_of_an_hour() {
+        let all: Duration = SCENARIOS.iter().map(|s| s.takes(s.rounds)).sum();
+        let minutes = all.as_secs() / 60;
+        assert!((12..=16).contains(&minutes), "{all:?}");
+        let leader_kill = &SCENARIOS[0];
+        assert!(leader_kill.takes(20) > leader_kill.takes(5) * 3 && leader_kill.takes(0) < leader_kill.takes(1));
+    }
 }

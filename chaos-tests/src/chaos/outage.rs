@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::chaos::{cluster, leader};
 use crate::client::{Answer, Api, Mode};
 use crate::demo::steps::bring_up::start_proxy;
-use crate::demo::topology::{Global, Proxy, port};
+use crate::demo::topology::{Global, MESH, Proxy, port};
 use crate::demo::{Demo, SOON, START, after};
 use crate::envoy_admin::{Endpoints, lost};
 use crate::harness::logs::Allowed;
@@ -217,7 +217,7 @@ pub async fn globals_return(demo: &mut Demo) -> anyhow::Result<()> {
         demo.fleet.restart(&name)?;
     }
     let nodes: Vec<Api> = demo.nodes()?;
-    let (path, write) = registers::probe("first-write");
+    let (path, write) = registers::probe(MESH, "first-write");
     let mut turn = 0;
     let (answer, _) = wait_through("the first accepted write", START, POLL, async || {
         turn += 1;

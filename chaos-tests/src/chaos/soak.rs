@@ -94,7 +94,7 @@ async fn one(stage: &mut Stage<'_>, fault: Fault) -> anyhow::Result<()> {
         Fault::SlowDisks => disks::slow(stage).await,
         Fault::PowerLoss => {
             let count = stage.rng.random_range(1..=stage.demo.topology.globals.len());
-            power::lose(stage, count).await
+            power::lose(stage, count).await.map(drop)
         }
         Fault::Clock => {
             let (seconds, of_leader) = (stage.rng.random_range(clocks::ANY), stage.rng.random_bool(0.5));
@@ -123,7 +123,15 @@ async fn kill_one(stage: &mut Stage<'_>, of_leader: bool, cut_off: Option<Durati
         stage.last(lasts).await;
     }
     stage.demo.report.injected("kill", &name);
+    let probe = match cut_off {
+        None => Some(stage.background.probe().await?),
+        Some(_) => None,
+    };
+    let killed = Instant::now();
     kill::begin(&stage.demo.fleet, &name, SOON).await?;
+    if let Some(probe) = probe {
+        stage.goes_on(probe, killed, &format!("{name} is killed")).await;
+    }
     stage.background.until_further(10).await?;
     kill::end(&stage.demo.fleet, &name)?;
     stage.links.heal();

@@ -13,13 +13,15 @@ use crate::chaos::background::Background;
 use crate::chaos::cluster::{self, Standing};
 use crate::chaos::links::Links;
 use crate::demo::topology::Global;
-use crate::demo::{Demo, SOON};
+use crate::demo::{Demo, SOON, START};
 use crate::harness::wait::pause_until;
 use crate::harness::{POLL, Poll, wait_through};
 use crate::oracles;
 use crate::oracles::caps::{self, Watch};
 use crate::oracles::leadership::{self, Expected, Seen};
 use crate::oracles::replicas;
+use crate::report::milliseconds;
+use crate::traffic::probe::WriteProbe;
 
 /// Writes that must pass after each fault.
 const AFTER: usize = 20;
@@ -84,6 +86,20 @@ impl Stage<'_> {
         self.background.until_further(AFTER).await?;
         self.demo.report.did(&format!("whole again after: {after}"), start.elapsed());
         Ok(standing)
+    }
+
+    /// A majority was connected all the time since the fault at `from`: writes go on within the judge's limit.
+    pub async fn goes_on(&mut self, probe: WriteProbe, from: Instant, after: &str) {
+        let limit = leadership::LIMIT * self.slack;
+        // Far beyond the limit: how long it took says more than that it took too long.
+        let took = probe.accepted_after(from, "a write is accepted", limit.max(START)).await;
+        probe.stop();
+        self.demo.report.verdict(
+            oracles::LEADERSHIP,
+            &format!("{after}: a majority is connected, writes go on within {}", milliseconds(limit)),
+            took.as_ref().is_ok_and(|took| *took <= limit),
+            took.map_or_else(|error| format!("{error:#}"), milliseconds),
+        );
     }
 
     /// The same process leads in the same term as before, as [`leadership`] has it.

@@ -29,6 +29,8 @@ pub enum Target {
     Tcp(SocketAddr),
     /// HTTPS: the server must prove this address with a certificate of a trusted CA.
     Tls(SocketAddr, Trust),
+    /// HTTPS to a host by its name, or an address, and port: the server must prove that name. Looked up for every connection.
+    Host(String, u16, Trust),
     /// A unix socket: an Envoy's admin interface.
     Unix(PathBuf),
 }
@@ -38,6 +40,7 @@ impl fmt::Display for Target {
         match self {
             Self::Tcp(address) => write!(f, "http://{address}"),
             Self::Tls(address, _) => write!(f, "https://{address}"),
+            Self::Host(host, port, _) => write!(f, "https://{host}:{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -49,6 +52,7 @@ impl Target {
     pub fn authority(&self) -> String {
         match self {
             Self::Tcp(address) | Self::Tls(address, _) => address.to_string(),
+            Self::Host(host, port, _) => format!("{host}:{port}"),
             Self::Unix(_) => "localhost".to_owned(),
         }
     }
@@ -86,19 +90,25 @@ impl Conn {
             }
             Target::Tls(address, trust) => {
                 let stream = TcpStream::connect(address).await.map_err(connect)?;
-                stream.set_nodelay(true).map_err(connect)?;
-                let name = ServerName::from(address.ip());
-                let tls = TlsConnector::from(trust.0.clone())
-                    .connect(name, stream)
-                    .await
-                    .map_err(|source| Error::Tls {
-                        target: target.to_string(),
-                        source,
-                    })?;
-                Self::start(tls).await
+                Self::secure(target, ServerName::from(address.ip()), trust, stream).await
+            }
+            Target::Host(host, port, trust) => {
+                let bare = host.trim_start_matches('[').trim_end_matches(']');
+                let name = ServerName::try_from(bare.to_owned()).map_err(|wrong| connect(std::io::Error::other(wrong)))?;
+                let stream = TcpStream::connect((bare, *port)).await.map_err(connect)?;
+                Self::secure(target, name, trust, stream).await
             }
             Target::Unix(path) => Self::start(UnixStream::connect(path).await.map_err(connect)?).await,
         }
+    }
+
+    async fn secure(target: &Target, name: ServerName<'static>, trust: &Trust, stream: TcpStream) -> Result<Self, Error> {
+        let failed = |source| Error::Tls {
+            target: target.to_string(),
+            source,
+        };
+        stream.set_nodelay(true).map_err(failed)?;
+        Self::start(TlsConnector::from(trust.0.clone()).connect(name, stream).await.map_err(failed)?).await
     }
 
     async fn start<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S) -> Result<Self, Error> {

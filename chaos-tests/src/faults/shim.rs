@@ -80,19 +80,28 @@ impl Shim {
         Ok(open.write_all_at(&value.to_le_bytes(), effect as u64 * 8)?)
     }
 
-    /// Up to where each file had been written when its last sync began that succeeded. A file that is not named was never synced under
-    /// its name.
+    /// Up to where each file had been written when its last sync began that succeeded. A file that is not named was never synced, under
+    /// whatever name.
     ///
     /// # Errors
     /// If the record cannot be read.
     pub fn synced(&self, process: &str) -> anyhow::Result<BTreeMap<PathBuf, u64>> {
         let file = self.synced_file(process);
         let text = fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
-        let known = |line: &str| {
-            let (end, path) = line.split_once(' ')?;
-            Some((PathBuf::from(path), end.parse().ok()?))
-        };
-        Ok(text.lines().filter_map(known).collect())
+        let mut synced = BTreeMap::new();
+        for line in text.lines() {
+            if let Some((from, to)) = line.strip_prefix("mv\t").and_then(|names| names.split_once('\t')) {
+                match synced.remove(Path::new(from)) {
+                    Some(end) => synced.insert(PathBuf::from(to), end),
+                    None => synced.remove(Path::new(to)),
+                };
+            } else if let Some((end, path)) = line.split_once(' ')
+                && let Ok(end) = end.parse()
+            {
+                synced.insert(PathBuf::from(path), end);
+            }
+        }
+        Ok(synced)
     }
 
     fn synced_file(&self, process: &str) -> PathBuf {
@@ -194,5 +203,26 @@ mod tests {
             "neither what came later nor what is reserved"
         );
         assert_eq!(fs::read(&file).unwrap()[..9], *b"12345678\0");
+    }
+
+    #[test]
+    fn a_file_keeps_what_was_synced_under_another_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let (shim, folder) = (Shim::build(dir.path()).unwrap(), dir.path().canonicalize().unwrap());
+        let path = |name: &str| folder.join(name).display().to_string();
+        let made = |from: &str, to: &str, sync: &str| {
+            let script = format!(
+                "f = os.open({:?}, os.O_WRONLY | os.O_CREAT); os.write(f, b'12345'); {sync}; os.rename({:?}, {:?})",
+                path(from),
+                path(from),
+                path(to)
+            );
+            let (done, said) = run(&shim, &script);
+            assert!(done, "{said}");
+            shim.synced("p").unwrap().get(&folder.join(to)).copied()
+        };
+        assert_eq!(made("a.tmp", "a", "os.fsync(f)"), Some(5));
+        assert_eq!(made("b.tmp", "b", "pass"), None);
+        assert_eq!(made("c.tmp", "a", "pass"), None, "what was synced was another file of that name");
     }
 }

@@ -11,6 +11,8 @@ use std::fmt;
 
 use tokio::time::Instant;
 
+use super::streams::Acknowledged;
+
 /// A value written to a key. Values of one key rise by one.
 #[derive(Clone, Debug)]
 pub struct Write {
@@ -28,6 +30,8 @@ pub struct Write {
     pub attempts: u32,
     /// The node that acknowledged it.
     pub node: usize,
+    /// The revision that the acknowledgement named.
+    pub revision: Option<u64>,
 }
 
 /// What a client read.
@@ -104,6 +108,17 @@ impl History {
     #[must_use]
     pub fn acknowledged(&self) -> usize {
         self.writes.iter().filter(|w| w.acked.is_some()).count()
+    }
+
+    /// Acknowledged writes that changed something, with the revision of their acknowledgement.
+    pub fn with_revisions(&self) -> impl Iterator<Item = Acknowledged> {
+        let acknowledged = self.writes.iter().filter(|w| w.acked.is_some());
+        acknowledged.filter_map(|w| {
+            Some(Acknowledged {
+                revision: w.revision?,
+                name: w.key.clone(),
+            })
+        })
     }
 
     /// The last acknowledged value of each key.
@@ -234,6 +249,7 @@ mod tests {
                 acked,
                 attempts: 1,
                 node: 0,
+                revision: None,
             });
             self
         }

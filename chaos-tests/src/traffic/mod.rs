@@ -4,12 +4,15 @@
 //! Invariant: no retry anywhere; a failure is any answer but the expected one within [`LIMIT`]; load does not wait for answers
 //! (open loop), so that a stall of the system shows in the numbers instead of thinning out the load.
 //! Source: issue text, "open-loop traffic generator". Not here: the HTTP connection ([`crate::client`]).
+pub mod follow;
 pub mod load;
 pub mod pairs;
 pub mod probe;
 pub mod registers;
+pub mod sightings;
 pub mod stats;
 pub mod switch;
+pub mod views;
 
 use std::time::Duration;
 

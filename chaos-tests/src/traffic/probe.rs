@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::registers::{path, resource};
 use crate::client::Api;
+use crate::demo::topology::MESH;
 use crate::harness::wait::{POLL, Pace, Poll, wait_until};
 
 /// Time between two writes.
@@ -105,7 +106,7 @@ impl WriteProbe {
 
 /// Where everything lies that probes write.
 pub fn paths() -> impl Iterator<Item = String> {
-    (0..KEYS).map(|turn| path(&key(turn)))
+    (0..KEYS).map(|turn| path(MESH, &key(turn)))
 }
 
 fn longest_pause(acks: impl Iterator<Item = Instant>, from: Instant, until: Instant) -> Duration {
@@ -140,7 +141,7 @@ async fn run(nodes: Vec<Api>, stop: CancellationToken, seen: Arc<Mutex<Seen>>) {
                 let (key, seen) = (key(turn), seen.clone());
                 on_their_way.spawn(async move {
                     let sent = Instant::now();
-                    match client.put(&path(&key), &resource(&key, turn)).await.and_then(crate::client::Answer::success) {
+                    match client.put(&path(MESH, &key), &resource(MESH, &key, turn)).await.and_then(crate::client::Answer::success) {
                         Ok(answer) => seen.lock().accepted.push(Accepted { sent, acked: answer.received, node }),
                         Err(error) => seen.lock().last_failure = super::in_words(&error),
                     }

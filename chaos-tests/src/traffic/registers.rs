@@ -39,6 +39,8 @@ pub enum Retry {
 pub struct Plan {
     /// A client per node, with credentials.
     pub nodes: Vec<Api>,
+    /// The mesh that the registers lie in.
+    pub mesh: String,
     /// Begins the name of every key.
     pub name: String,
     /// Writers, each with a key of its own.
@@ -148,7 +150,7 @@ impl Shared {
 
     async fn read_once(&self, api: &Api, node: usize, client: &str, key: &str) {
         let began = Instant::now();
-        let value = match api.get(&path(key)).await {
+        let value = match api.get(&path(&self.plan.mesh, key)).await {
             Ok(answer) if answer.status == http::StatusCode::NOT_FOUND => Some(0),
             Ok(answer) if answer.status.is_success() => value(&answer),
             Ok(answer) if is_refusal(&answer) => return self.refused(format!("GET {key}: {} {}", answer.status, answer.text())),
@@ -174,7 +176,7 @@ impl Shared {
 }
 
 async fn write(shared: Arc<Shared>, writer: u32, stop: CancellationToken) {
-    let (nodes, mut pace) = (shared.clients(), shared.pace());
+    let (nodes, mut pace, mesh) = (shared.clients(), shared.pace(), shared.plan.mesh.as_str());
     let (mut generation, mut value, mut node) = (0, 0, writer as usize);
     let mut key = key(&shared.plan.name, writer, generation);
     loop {
@@ -185,16 +187,27 @@ async fn write(shared: Arc<Shared>, writer: u32, stop: CancellationToken) {
         }
         value += 1;
         let (id, began, mut attempts) = (uuid::Uuid::new_v4(), Instant::now(), 0);
-        let body = resource(&key, value);
+        let body = resource(mesh, &key, value);
         let acked = loop {
             let last_began = Instant::now();
             attempts += 1;
             node = (node + 1) % nodes.len();
             // Known from the first attempt on: a read may see it before we hear of it.
-            record(&shared, &key, value, began, last_began, attempts, None);
-            match nodes[node].put_once(&path(&key), &body, id).await {
+            let mut known = Write {
+                key: key.clone(),
+                value,
+                began,
+                last_began,
+                acked: None,
+                attempts,
+                node: usize::MAX,
+                revision: None,
+            };
+            record(&shared, known.clone());
+            match nodes[node].put_once(&path(mesh, &key), &body, id).await {
                 Ok(answer) if answer.status.is_success() => {
-                    record(&shared, &key, value, began, last_began, attempts, Some((answer.received, node)));
+                    (known.acked, known.node, known.revision) = (Some(answer.received), node, answer.revision());
+                    record(&shared, known);
                     shared.costs.lock().writes.record(answer.received - began);
                     break true;
                 }
@@ -227,19 +240,14 @@ async fn write(shared: Arc<Shared>, writer: u32, stop: CancellationToken) {
 }
 
 /// Adds the write, or what is new about it.
-fn record(shared: &Shared, key: &str, value: u64, began: Instant, last_began: Instant, attempts: u32, acked: Option<(Instant, usize)>) {
+fn record(shared: &Shared, write: Write) {
     let mut history = shared.history.lock();
     // The present write of a writer is among the last few.
-    let known = history.writes.iter_mut().rev().find(|w| w.key == key && w.value == value);
-    let write = Write {
-        key: key.to_owned(),
-        value,
-        began,
-        last_began,
-        acked: acked.map(|(at, _)| at),
-        attempts,
-        node: acked.map_or(usize::MAX, |(_, node)| node),
-    };
+    let known = history
+        .writes
+        .iter_mut()
+        .rev()
+        .find(|w| w.key == write.key && w.value == write.value);
     match known {
         Some(known) => *known = write,
         None => history.writes.push(write),
@@ -288,16 +296,16 @@ fn key(name: &str, writer: u32, generation: u32) -> String {
 }
 
 /// Where a key lives in the API.
-pub(crate) fn path(key: &str) -> String {
-    format!("/meshes/default/meshtrafficpermissions/{key}")
+pub(crate) fn path(mesh: &str, key: &str) -> String {
+    format!("/meshes/{mesh}/meshtrafficpermissions/{key}")
 }
 
 const VALUE: &str = "spiffe://register/";
 
 /// A permission for a workload that does not exist; the value is part of whom it permits.
-pub(super) fn resource(key: &str, value: u64) -> Value {
+pub(crate) fn resource(mesh: &str, key: &str, value: u64) -> Value {
     json!({
-        "type": "MeshTrafficPermission", "mesh": "default", "name": key,
+        "type": "MeshTrafficPermission", "mesh": mesh, "name": key,
         "spec": {
             "targetRef": {"kind": "Dataplane", "labels": {"kuma.io/workload": "register"}},
             "rules": [{"default": {"allow": [{"spiffeID": {"type": "Exact", "value": format!("{VALUE}{value}")}}]}}],
@@ -307,8 +315,8 @@ pub(super) fn resource(key: &str, value: u64) -> Value {
 
 /// Path and body of a single write that changes nothing for any proxy.
 #[must_use]
-pub fn probe(name: &str) -> (String, Value) {
-    (path(name), resource(name, 1))
+pub fn probe(mesh: &str, name: &str) -> (String, Value) {
+    (path(mesh, name), resource(mesh, name, 1))
 }
 
 fn value(answer: &Answer) -> Option<u64> {
@@ -392,6 +400,7 @@ mod tests {
         let nodes = vec![Api::new(Target::Tcp(address)), Api::new(Target::Tcp(address))];
         let registers = Registers::start(Plan {
             nodes,
+            mesh: "default".into(),
             name: "register".into(),
             writers: 2,
             readers: 2,

@@ -3,7 +3,8 @@
  * In:  CHAOS_SHIM names a file of 64-bit numbers; see `enum`. All zero: nothing happens.
  * Out: writes to regular files fail with an error, syncs fail or take longer, the time of day is another one.
  *      CHAOS_SYNCED names a file that gets a line "end path" for every file that was synced, with the end of what had been written
- *      to it when the sync began (its length, if nothing had been; space that is reserved ahead does not count).
+ *      to it when the sync began (its length, if nothing had been; space that is reserved ahead does not count), and a line
+ *      "mv<tab>from<tab>to" for every file that got another name.
  * Note: standard output and error are left alone, for they are the log that a test reads. Files of other kinds too. */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -114,6 +115,18 @@ static void record(int fd, off_t end) {
     line[start + path] = '\n';
     /* One write, so that lines of several threads do not mix. */
     if (syscall(SYS_write, synced, line, start + path + 1) < 0) return;
+}
+
+int rename(const char *from, const char *to) {
+    int done = (int)syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, 0);
+    int saved = errno;
+    char line[8400];
+    int length = snprintf(line, sizeof line, "mv\t%s\t%s\n", from, to);
+    if (done == 0 && synced >= 0 && length > 0 && (size_t)length < sizeof line) {
+        if (syscall(SYS_write, synced, line, length) < 0) return done;
+    }
+    errno = saved;
+    return done;
 }
 
 static int sync_with(long call, int fd) {
