@@ -259,14 +259,15 @@ fn open_stored(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Stored, Ope
     let state = log.state();
     // Whoever has a history has voted, and whoever took part in founding the group knows its members.
     let founder = folder.is_founder() && state.last.is_none();
-    if state.vote.is_none() && (folder.is_used() || loaded.is_some() || founder) {
+    // A snapshot may be asked for before there is anything.
+    let covered = loaded.as_ref().and_then(|loaded| loaded.meta.last);
+    if state.vote.is_none() && (folder.is_used() || covered.is_some() || founder) {
         return Err(OpenError::LogLost {
             dir: config.data_dir.clone(),
             log: folder.part("log"),
         });
     }
     let confirmed = Confirmed::open(&**disk, &config.data_dir, &state)?;
-    let covered = loaded.as_ref().and_then(|loaded| loaded.meta.last);
     if let Some(purged) = state.purged
         && covered.is_none_or(|covered| covered.index < purged.index)
     {
