@@ -1,12 +1,14 @@
 //! The whole store on a disk that loses power at any call.
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ursa_runtime::tasks::Tasks;
 
+use super::group::wait;
 use super::{picture, value, write};
 use crate::disk::Disk;
 use crate::testing::{SimDisk, on_disk};
-use crate::{OpenError, StoreConfig};
+use crate::{FirstStart, OpenError, Store, StoreConfig};
 
 /// Lives per seed.
 const LIVES: u64 = 4;
@@ -112,4 +114,19 @@ async fn a_log_that_vanished_is_not_taken_for_a_new_one() {
     disk.create(&path).unwrap().write_at(0, &content).unwrap();
     let store = on_disk(&disk, &Tasks::new()).await.unwrap();
     assert_eq!(picture(&store.view()), before);
+}
+
+/// Found by the simulation: a node that waited for the others was asked for a snapshot, and could not be started again.
+#[tokio::test]
+async fn a_snapshot_of_nothing_is_no_sign_of_a_log() {
+    let mut disk = SimDisk::new(1);
+    for _ in 0..2 {
+        let mut config = StoreConfig::new("/node", 1);
+        config.first_start = FirstStart::WaitToBeAdded;
+        let store = Store::open(config, Arc::new(disk.clone()), &Tasks::new()).await.unwrap();
+        store.snapshot().await.unwrap();
+        let (meta, _) = wait("there is a snapshot", || store.inner().snapshots.newest()).await;
+        assert_eq!(meta.last, None);
+        disk = disk.process_kill();
+    }
 }

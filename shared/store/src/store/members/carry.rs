@@ -125,15 +125,17 @@ impl Store {
     }
 
     /// The judgement of what is heard from now on: who answered a moment ago may be dead by now.
-    async fn settled<T>(&self, deadline: Deadline, judge: impl Fn(&Picture) -> Result<T, Objection>) -> Result<T, Objection> {
+    async fn settled<T>(&self, deadline: Deadline, judge: impl Fn(&Picture) -> Result<T, Objection>) -> Result<T, Not> {
         let (asked, patience) = (Instant::now(), Deadline::after(SILENT_AFTER.min(deadline.remaining())));
         let mut metrics = self.inner.raft.metrics();
         loop {
             match judge(&self.picture_since(asked)) {
                 Err(Objection::LosesQuorum { .. } | Objection::Silent { .. }) if !patience.has_passed() => {}
-                judged => return judged,
+                judged => return judged.map_err(Not::from),
             }
-            let _ = lease::within(LOOK.min(patience.remaining()), metrics.changed()).await;
+            if let Ok(Err(_ended)) = lease::within(LOOK.min(patience.remaining()), metrics.changed()).await {
+                return Err(Not::Now("the store of the leader has stopped".to_owned()));
+            }
         }
     }
 

@@ -40,7 +40,8 @@ pub(crate) async fn run(peers: &Peers, token: &str, cancel: &CancellationToken) 
                 }) => {}
                 Ok(MemberAnswer::Objected { objection }) => return Err(objection),
                 Ok(MemberAnswer::NotLeader { leader, address }) => {
-                    if let Some(leader) = leader {
+                    // It may be this node that they still take for the leader: with the folder it had before.
+                    if let Some(leader) = leader.filter(|leader| *leader != peers.node_id()) {
                         peers.learn(leader, &address);
                         next.push(leader);
                     }

@@ -419,3 +419,33 @@ async fn streams_to_a_node_that_leaves_are_cut() {
     let polled = futures::FutureExt::now_or_never(goes_on.frame());
     assert!(polled.is_none(), "{polled:?}");
 }
+
+/// Found by the simulation: whoever was waiting went round in circles, and then called the other node silent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_closes_says_so_to_whoever_changes_the_members() {
+    let mut group = Group::of_three().await;
+    let leader = group.leader().await;
+    let dead = leader % 3 + 1;
+    group.node(dead).kill().await;
+    let store = group.store(leader).clone();
+    let to_dead = MemberChange::Transfer { to: Some(dead) };
+    let asked = Box::pin(store.change_members(to_dead, Deadline::after(PATIENCE)));
+    let (answer, closed) = tokio::join!(asked, store.shutdown());
+    closed.unwrap();
+    assert!(matches!(answer, Err(MemberError::Store(_))), "{answer:?}");
+}
+
+/// Found by the simulation: the others sent it to itself, for it was the leader, and it took itself for a second one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_lost_its_folder_and_comes_with_its_old_token_is_told_what_is_wrong() {
+    let (mut group, new) = Group::with_newcomer(3).await;
+    group.join(1, new).await;
+    group.promote(1, new, None).await.unwrap();
+    let done = group.change(1, MemberChange::Transfer { to: Some(new) }).await;
+    assert_eq!(done, Ok(MemberDone::Leads { node: new }));
+    group.node(new).kill().await;
+    lose(&group.folder(new));
+    group.node(new).start().await.unwrap();
+    let told = stopped(&group.nodes[&new]).await;
+    assert!(told.contains("another data folder"), "{told}");
+}
