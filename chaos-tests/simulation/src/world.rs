@@ -4,6 +4,8 @@
 //! that did nothing but lose what was not synced, or that stops without a reason, is a finding. A node that has left the group, or has lost
 //! its folder, has a reason: it is told so, and stops.
 use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -78,6 +80,28 @@ pub struct Changes {
     pub wiped: u64,
     /// How often one of these was told that it has no part any more.
     pub refused: u64,
+}
+
+impl AddAssign for Changes {
+    fn add_assign(&mut self, other: Self) {
+        self.joined += other.joined;
+        self.promoted += other.promoted;
+        self.removed += other.removed;
+        self.replaced += other.replaced;
+        self.moved += other.moved;
+        self.wiped += other.wiped;
+        self.refused += other.refused;
+    }
+}
+
+impl fmt::Display for Changes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "nodes: {} joined, {} promoted, {} removed, {} replaced, {} moved, {} wiped and {} times refused",
+            self.joined, self.promoted, self.removed, self.replaced, self.moved, self.wiped, self.refused
+        )
+    }
 }
 
 /// What a node is started with, beside its disk.

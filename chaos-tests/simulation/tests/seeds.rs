@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ursa_simulation::children::Batch;
 use ursa_simulation::run::{Options, Report};
+use ursa_simulation::world::Changes;
 
 fn batch(seeds: std::ops::Range<u64>, seconds: u64, jobs: usize) -> Batch {
     Batch {
@@ -39,10 +40,11 @@ fn failure(report: &Report, seconds: u64) -> String {
 
 #[test]
 fn two_hundred_seeds_pass() {
-    let (mut runs, mut acknowledged, mut unknown) = (0, 0, 0);
+    let (mut runs, mut acknowledged, mut unknown, mut members) = (0, 0, 0, Changes::default());
     batch(1..201, 6, processors()).run(|report| {
         assert!(report.is_good(), "{}", failure(&report, 6));
         (runs, acknowledged, unknown) = (runs + 1, acknowledged + report.done.acknowledged, unknown + report.done.unknown);
+        members += report.done.members;
         true
     });
     assert_eq!(runs, 200);
@@ -51,6 +53,16 @@ fn two_hundred_seeds_pass() {
         acknowledged > 20_000 && unknown > 100,
         "{acknowledged} writes acknowledged, {unknown} without an answer"
     );
+    let each = [
+        members.joined,
+        members.promoted,
+        members.removed,
+        members.replaced,
+        members.moved,
+        members.wiped,
+        members.refused,
+    ];
+    assert!(each.iter().all(|count| *count > 5), "{members}");
 }
 
 #[test]

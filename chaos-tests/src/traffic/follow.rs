@@ -25,6 +25,8 @@ const ATTEMPT: Duration = Duration::from_secs(5);
 const LAST: Duration = Duration::from_secs(60);
 /// Items per answer: the most that there may be.
 const PAGE: usize = 1000;
+/// Fields of a resource that say when, not what.
+const TIMES: [&str; 2] = ["creationTime", "modificationTime"];
 /// What is followed: see [`super::registers`].
 const KIND: &str = "MeshTrafficPermission";
 
@@ -165,7 +167,7 @@ impl Follower {
             return Ok(Vec::new());
         }
         let question = format!("/_changes?{}&from={from}&to={to}", self.what());
-        let some = |value: &Value| (!value.is_null()).then(|| value.clone());
+        let some = |value: &Value| (!value.is_null()).then(|| content(value));
         let changed = |item: &Value| Changed {
             key: text(&item["name"]).to_owned(),
             before: some(&item["before"]),
@@ -180,7 +182,7 @@ impl Follower {
         let all = self
             .pages(&format!("/meshes/{}/meshtrafficpermissions?revision={at}", self.mesh))
             .await?;
-        Ok(all.into_iter().map(|item| (text(&item["name"]).to_owned(), item)).collect())
+        Ok(all.iter().map(|item| (text(&item["name"]).to_owned(), content(item))).collect())
     }
 
     async fn pages(&self, question: &str) -> anyhow::Result<Vec<Value>> {
@@ -209,6 +211,15 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
+/// Without the times: what was changed and changed back is no difference to `_changes`.
+fn content(resource: &Value) -> Value {
+    let mut content = resource.clone();
+    if let Some(fields) = content.as_object_mut() {
+        fields.retain(|name, _| !TIMES.contains(&name.as_str()));
+    }
+    content
+}
+
 fn entry(item: &Value) -> Entry {
     let changes = item["changes"].as_array().into_iter().flatten();
     Entry {
@@ -216,5 +227,19 @@ fn entry(item: &Value) -> Entry {
         changes: changes
             .map(|change| format!("{} {} {}", text(&change["operation"]), text(&change["type"]), text(&change["name"])))
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_was_changed_back_is_the_same_content() {
+        let at = |time: &str, value: u64| json!({"name": "x", "creationTime": time, "modificationTime": time, "spec": {"n": value}});
+        assert_eq!(content(&at("a", 1)), content(&at("b", 1)));
+        assert_ne!(content(&at("a", 1)), content(&at("a", 2)));
     }
 }

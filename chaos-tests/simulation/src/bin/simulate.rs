@@ -8,6 +8,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use ursa_simulation::children::Batch;
 use ursa_simulation::run::{self, Options, Report};
+use ursa_simulation::world::Changes;
 
 /// The real store on simulated time, network and disks.
 #[derive(Debug, Parser)]
@@ -240,6 +241,7 @@ struct Totals {
     unknown: u64,
     events: u64,
     simulated: Duration,
+    members: Changes,
     failed: BTreeMap<u64, String>,
 }
 
@@ -251,6 +253,7 @@ impl Totals {
         self.unknown += report.done.unknown;
         self.events += report.events;
         self.simulated += report.time;
+        self.members += report.done.members;
         if let Some(finding) = report.findings.first() {
             self.failed.insert(report.seed, finding.oracle.clone());
         }
@@ -273,6 +276,7 @@ impl std::fmt::Display for Totals {
             self.events,
             self.simulated.as_secs_f64()
         )?;
+        write!(f, "\n  {}", self.members)?;
         for (seed, oracle) in &self.failed {
             write!(f, "\n  seed {seed}: {oracle}")?;
         }
