@@ -86,7 +86,7 @@ async fn one(stage: &mut Stage<'_>, name: &str, ip: std::net::Ipv4Addr, damaged:
     let folder = stage.demo.places.data.join(name).display().to_string();
     let names_a_file = |line: &&str| {
         let rest = line.split_once(&folder).map_or("", |(_, rest)| rest);
-        ["/log/", "/cache", "/node.json", "/peers.json"]
+        ["/log", "/cache", "/node.json", "/peers.json", "/confirmed"]
             .iter()
             .any(|part| rest.starts_with(part))
     };
