@@ -32,6 +32,7 @@ pub async fn run(config: Config) -> Result<ExitStatus> {
         node_id: config.node.id,
         store: config.store.clone(),
         tls: config.tls.clone(),
+        encryption: config.encryption.clone(),
         addresses: vec![config.api.address, config.kds.address],
     };
     let (host, serving) = Host::open_in(host_config, config.cluster.clone(), config.diagnostics.address).await?;

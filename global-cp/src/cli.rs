@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
-use crate::{held, member, pki};
+use crate::{encryption, held, member, pki};
 
 /// The global control plane of Ursa: keeps the meshes' resources and syncs them to the zones.
 #[derive(Parser)]
@@ -34,6 +34,9 @@ pub enum Command {
     /// The nodes of a control plane: add, promote, remove, move, hand over the lead.
     #[command(subcommand)]
     Member(member::Command),
+    /// How the data of a node is encrypted on its disk; a new data key.
+    #[command(subcommand)]
+    Encryption(encryption::Command),
 }
 
 /// Settings that can be given as flags.

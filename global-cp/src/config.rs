@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use ursa_plane::config::{Cluster, History, Listen, Node, Store, Tls};
+use ursa_plane::config::{Cluster, Encryption, History, Listen, Node, Store, Tls};
 use ursa_runtime::{config, telemetry};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -21,6 +21,7 @@ pub struct Config {
     pub store: Store,
     pub diagnostics: Listen,
     pub tls: Tls,
+    pub encryption: Encryption,
     pub telemetry: telemetry::Config,
     /// What `GET /` reports as version; kumactl compares it with its own. Empty: our own.
     pub reported_version: String,
@@ -51,6 +52,7 @@ impl Default for Config {
             store: Store::default(),
             diagnostics: Listen::everywhere(5680),
             tls: Tls::default(),
+            encryption: Encryption::default(),
             telemetry: telemetry::Config::default(),
             reported_version: String::new(),
             shutdown_grace: Duration::from_secs(10),
@@ -76,6 +78,7 @@ impl Config {
         self.tls.validate(&mut problems);
         self.history.validate(&mut problems);
         self.store.validate(&mut problems);
+        self.encryption.validate(&mut problems);
         if let Some(cluster) = &self.cluster {
             cluster.validate(self.node.id, &mut problems);
         }

@@ -4,6 +4,7 @@ pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod encryption;
 pub mod held;
 pub mod member;
 pub mod pki;

@@ -5,7 +5,7 @@ use ursa_global_cp::{
     app,
     cli::{Cli, Command},
     config::Config,
-    held, member, pki,
+    encryption, held, member, pki,
 };
 use ursa_runtime::{config, telemetry, tls};
 
@@ -27,6 +27,11 @@ fn main() -> anyhow::Result<()> {
             tls::install_provider();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             return runtime.block_on(member::run(&command));
+        }
+        Command::Encryption(command) => {
+            tls::install_provider();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            return runtime.block_on(encryption::run(&command));
         }
     };
     let config = config::load::<Config>(file.as_deref(), &overrides)?.validate()?;

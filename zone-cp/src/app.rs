@@ -71,6 +71,7 @@ pub async fn run(config: Config) -> Result<ExitStatus> {
         node_id: config.node.id,
         store: config.store.clone(),
         tls: config.tls.clone(),
+        encryption: config.encryption.clone(),
         addresses: vec![config.api.address, config.dp_server.address],
     };
     let (host, serving) = Host::open(host_config, config.diagnostics.address).await?;

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use ursa_model::ZoneName;
-use ursa_plane::config::{History, Listen, Node, Store, Tls};
+use ursa_plane::config::{Encryption, History, Listen, Node, Store, Tls};
 use ursa_runtime::{config, telemetry};
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -24,6 +24,7 @@ pub struct Config {
     pub dp_server: Listen,
     pub diagnostics: Listen,
     pub tls: Tls,
+    pub encryption: Encryption,
     pub telemetry: telemetry::Config,
     /// What `GET /` reports as version; kumactl compares it with its own. Empty: our own.
     pub reported_version: String,
@@ -63,6 +64,7 @@ impl Default for Config {
             dp_server: Listen::everywhere(5678),
             diagnostics: Listen::everywhere(5680),
             tls: Tls::default(),
+            encryption: Encryption::default(),
             telemetry: telemetry::Config::default(),
             reported_version: String::new(),
             shutdown_grace: Duration::from_secs(10),
@@ -82,6 +84,7 @@ impl Config {
         self.tls.validate(&mut problems);
         self.history.validate(&mut problems);
         self.store.validate(&mut problems);
+        self.encryption.validate(&mut problems);
         for address in &self.global.addresses {
             problems.check(address.starts_with("grpcs://") || !address.contains("://"), || {
                 format!("global.addresses: {address:?} must be host:port or grpcs://host:port")

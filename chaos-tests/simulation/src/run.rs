@@ -157,6 +157,7 @@ fn draw(rng: &mut StdRng, tls: Arc<BTreeMap<u64, NodeTls>>) -> (Settings, Link, 
         },
         sync_time: Duration::from_micros(200)..ms(sync),
         propose_timeout: ms(pick(rng, &[1000, 3000, 10_000])),
+        encrypted: true,
         tls,
     };
     let link = Link {
@@ -178,7 +179,8 @@ async fn run(seed: u64, options: Options, tls: Arc<BTreeMap<u64, NodeTls>>) -> R
     let judge = Judge::new(trace.clone());
     let promises = Promises::new(judge.clone());
     let mut rng = StdRng::seed_from_u64(seed);
-    let (settings, link, habits, clients) = draw(&mut rng, tls);
+    let (mut settings, link, habits, clients) = draw(&mut rng, tls);
+    settings.encrypted = !seed.is_multiple_of(4);
     note!(
         trace,
         "seed {seed}: {} nodes, a snapshot every {}, {:?}, {habits:?}, {clients} clients",

@@ -63,6 +63,8 @@ pub struct Settings {
     pub log: log::Options,
     pub sync_time: std::ops::Range<Duration>,
     pub propose_timeout: Duration,
+    /// What is on the disks is encrypted.
+    pub encrypted: bool,
     pub tls: Arc<BTreeMap<u64, NodeTls>>,
 }
 
@@ -524,6 +526,7 @@ impl World {
         config.timings = self.settings.timings;
         config.log = self.settings.log;
         config.propose_timeout = self.settings.propose_timeout;
+        config.encryption = self.settings.encrypted.then(Default::default);
         config.carrier = Some(carrier);
         let opened = Store::open(config, Arc::new(life.disk.clone()), tasks).await;
         // Its status is right once its core has begun.

@@ -5,10 +5,12 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use serde::{Deserialize, Serialize};
 use ursa_runtime::config::Problems;
 
+mod encryption;
 mod history;
 mod store;
 mod timings;
 
+pub use encryption::Encryption;
 pub use history::History;
 pub use store::Store;
 pub(crate) use timings::{Timing, apply};

@@ -25,7 +25,8 @@ use ursa_sync::Claims;
 use crate::{
     Plane,
     cluster::{self, StoreQuorum, node_of},
-    config::{self, Cluster, History, Timing, Tls},
+    config::{self, Cluster, Encryption, History, Timing, Tls},
+    encryption,
     end::Lives,
     group::{About, ByClaims, Checkpoint, Group, NodeStatus},
     held::Held,
@@ -48,6 +49,7 @@ pub struct HostConfig {
     pub node_id: u64,
     pub store: config::Store,
     pub tls: Tls,
+    pub encryption: Encryption,
     /// Addresses that clients use, for the certificate.
     pub addresses: Vec<SocketAddr>,
 }
@@ -109,6 +111,7 @@ impl Host {
         tls.keep_fresh(&tasks);
         let mut store_config = StoreConfig::new(&config.data_dir, config.node_id);
         store_config.max_bytes = config.store.max_bytes;
+        store_config.encryption = config.encryption.open()?;
         // Before the store, which tells the others that this node is there.
         let peers = match &cluster {
             Some(cluster) => {
@@ -261,7 +264,8 @@ impl Host {
             self.shown
                 .router()
                 .merge(self.held.router())
-                .merge(members::router(self.plane.store.clone())),
+                .merge(members::router(self.plane.store.clone()))
+                .merge(encryption::router(self.plane.store.clone())),
         );
         self.serve_https("api", address, router, &["h2", "http/1.1"], Versions::Tls12AndTls13)
             .await

@@ -4,6 +4,7 @@
 
 mod cluster;
 pub mod config;
+mod encryption;
 mod end;
 pub mod group;
 mod held;

@@ -21,6 +21,7 @@ use ursa_store::{Levels, Role, Store};
 use crate::{
     cluster,
     config::Timing,
+    encryption::EncryptionView,
     group::{Group, NodeStatus},
 };
 
@@ -105,6 +106,7 @@ pub(crate) struct ClusterView {
     heartbeat_ms: u64,
     election_timeout_min_ms: u64,
     election_timeout_max_ms: u64,
+    encryption: EncryptionView,
     pub(crate) members: Vec<MemberView>,
 }
 
@@ -253,6 +255,7 @@ fn view(parts: &Parts) -> ClusterView {
         heartbeat_ms: millis(timing.heartbeat),
         election_timeout_min_ms: millis(timing.election_min),
         election_timeout_max_ms: millis(timing.election_max),
+        encryption: store.encryption().into(),
         members: members.collect(),
     }
 }

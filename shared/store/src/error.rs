@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use ursa_state::{OpError, Revision};
 
-use crate::{Levels, log, snapshot};
+use crate::{Levels, log, seal, snapshot};
 
 /// Answer to a call on a running store.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -143,6 +143,9 @@ pub enum OpenError {
     /// The list of members does not fit this node.
     #[error("the list of members cannot be used: {reason}")]
     Members { reason: String },
+    /// The data cannot be decrypted.
+    #[error(transparent)]
+    Encryption(#[from] seal::Error),
     #[error(transparent)]
     Log(#[from] log::Error),
     #[error(transparent)]

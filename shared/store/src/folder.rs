@@ -13,8 +13,9 @@ use uuid::Uuid;
 use crate::disk::{self, Disk};
 use crate::error::OpenError;
 
-/// Version of the layout written here. 2: the folder has an id and counts its starts; 1 is taken over.
-pub const VERSION: u32 = 2;
+/// Version of the layout written here. 2: the folder has an id and counts its starts. 3: what is in it may be encrypted. Older ones are taken
+/// over.
+pub const VERSION: u32 = 3;
 /// Longest of the two small files.
 const MAX_FILE: u64 = 64 << 10;
 /// Own boots that are remembered, to tell a member that has gone back in time from our having done so. What members may know of this
@@ -43,6 +44,9 @@ struct Node {
     /// It did so by writing down the first members. From then on the log cannot be empty.
     #[serde(default)]
     founder: bool,
+    /// What is written here is encrypted. From then on the keys must be there.
+    #[serde(default)]
+    encrypted: bool,
 }
 
 /// A folder that was found to be ours. It stays so for as long as the lock lives that comes with it; whoever writes the log holds it.
@@ -147,6 +151,7 @@ impl Folder {
                     boots: Vec::new(),
                     formed: false,
                     founder: false,
+                    encrypted: false,
                 }
             }
         };
@@ -171,6 +176,28 @@ impl Folder {
     /// A part of the folder.
     pub fn part(&self, name: &str) -> PathBuf {
         self.dir.join(name)
+    }
+
+    /// What it is on.
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
+    }
+
+    /// Whether what is written here is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.node.encrypted
+    }
+
+    /// Notes that from now on it is. Blocks on the disk.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn note_encrypted(&mut self) -> std::io::Result<()> {
+        if self.node.encrypted {
+            return Ok(());
+        }
+        self.node.encrypted = true;
+        self.write_node()
     }
 
     /// Whether a log was ever written here.
@@ -318,17 +345,17 @@ mod tests {
         let (id, start) = open(&disk, 1).unwrap().id();
         let disk = disk.power_loss();
         assert_eq!((start, open(&disk, 1).unwrap().id()), (1, (id, 2)));
-        assert_eq!(disk.files(Path::new(DIR)).unwrap()["VERSION"], b"2\n");
+        assert_eq!(disk.files(Path::new(DIR)).unwrap()["VERSION"], b"3\n");
     }
 
     #[test]
     fn a_newer_folder_is_refused_unchanged() {
         let disk = SimDisk::new(1);
         drop(open(&disk, 1).unwrap());
-        disk.damage(Path::new("/node/VERSION"), |bytes| *bytes = b"3\n".to_vec()).unwrap();
+        disk.damage(Path::new("/node/VERSION"), |bytes| *bytes = b"4\n".to_vec()).unwrap();
         let before = disk.files(Path::new(DIR)).unwrap();
         let error = open(&disk, 1).unwrap_err();
-        assert!(matches!(error, OpenError::Newer { found: 3, known: 2, .. }), "{error}");
+        assert!(matches!(error, OpenError::Newer { found: 4, known: 3, .. }), "{error}");
         assert!(error.to_string().contains("run the version that wrote it"), "{error}");
         assert_eq!(disk.files(Path::new(DIR)).unwrap(), before);
     }

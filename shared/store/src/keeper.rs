@@ -44,6 +44,9 @@ pub(crate) fn spawn(store: &Store, tasks: &Tasks) {
     };
     let weak = || Arc::downgrade(inner);
     run.spawn("store-purge", purge(weak(), inner.snapshots.purgeable()));
+    if inner.keys.active_id().is_some() {
+        run.spawn("store-encryption", crate::store::encryption::run(weak(), inner.closing.clone()));
+    }
     let disowned = inner.peers.as_ref().map(|peers| peers.shared.disowned.subscribe());
     run.spawn(
         "store-health",

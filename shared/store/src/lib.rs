@@ -5,6 +5,7 @@
 //!
 //! - [`store`]: opening, proposing, reading. - [`log`]: the journal on disk. - [`snapshot`]: files of the whole state.
 //! - [`net`]: the other nodes of the group, over gRPC and mutual TLS.
+//! - [`seal`]: encryption of all three at rest.
 //! - [`cache`]: what can be rebuilt, in sled. - [`disk`]: the I/O underneath, real and simulated. - [`codec`]: what bytes mean.
 //!
 //! ```no_run
@@ -28,6 +29,7 @@ mod level;
 pub mod log;
 pub mod net;
 mod raft;
+pub mod seal;
 pub mod snapshot;
 pub mod store;
 #[cfg(any(test, feature = "testing"))]
@@ -39,6 +41,7 @@ pub use error::{Error, OpenError};
 pub use level::Levels;
 pub use net::{ClusterConfig, NodeTls, PeerNode, PeerStatus, Peers, QuorumContact, Refusal};
 pub use raft::Timings;
+pub use seal::{Encryption, Kek, KeyId};
 pub use store::early::NotEarly;
 pub use store::members::{MemberChange, MemberDone, MemberError, Objection};
-pub use store::{FirstStart, Role, Store, StoreConfig, StoreStatus};
+pub use store::{EncryptionStatus, FirstStart, Role, Store, StoreConfig, StoreStatus};

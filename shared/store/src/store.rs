@@ -5,6 +5,7 @@
 mod close;
 mod cluster;
 pub mod early;
+pub(crate) mod encryption;
 pub mod members;
 pub(crate) mod room;
 mod share;
@@ -38,9 +39,11 @@ use crate::net::known::{Known, Missing};
 use crate::net::wire::Barrier;
 use crate::net::{ClusterConfig, Contact, PeerStatus, Peers, QuorumContact};
 use crate::raft::{self, Confirmed, Entries, Entry, Machine, Raft, Timings};
+use crate::seal::{Encryption, Keys};
 use crate::snapshot::Snapshots;
 
 pub(crate) use cluster::is_address;
+pub use encryption::EncryptionStatus;
 
 /// What a node without any data does.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,6 +82,9 @@ pub struct StoreConfig {
     /// Longest wait at open until everything that was stored here is applied, in a group of one. Default 60 s. With other members the
     /// store opens at once, with the view it has: see [`Store::wait_recovered`].
     pub recovery_timeout: Duration,
+    /// How what is written is encrypted. Default: with keys that are made at first start and kept in the folder. `None`: not at all; a
+    /// folder that is encrypted is refused then.
+    pub encryption: Option<Encryption>,
     /// Stands in for the connections to the other members.
     #[cfg(any(test, feature = "testing"))]
     pub carrier: Option<Arc<dyn crate::testing::Carrier>>,
@@ -102,6 +108,7 @@ impl StoreConfig {
             propose_timeout: Duration::from_secs(10),
             read_timeout: Duration::from_secs(5),
             recovery_timeout: Duration::from_secs(60),
+            encryption: Some(Encryption::default()),
             #[cfg(any(test, feature = "testing"))]
             carrier: None,
             #[cfg(any(test, feature = "testing"))]
@@ -199,6 +206,8 @@ pub(crate) struct Inner {
     contact: watch::Receiver<QuorumContact>,
     pub(crate) cache: Option<Cache>,
     pub(crate) size: size::Size,
+    pub(crate) keys: Keys,
+    pub(crate) encryption: encryption::Progress,
     recovered: watch::Sender<bool>,
     /// Cancelled by [`Store::shutdown`].
     pub(crate) closing: CancellationToken,
@@ -228,6 +237,7 @@ impl std::fmt::Debug for Store {
 /// What is on disk, checked.
 struct Stored {
     folder: Folder,
+    keys: Keys,
     known: Known,
     log: Log<Entry>,
     confirmed: Arc<Confirmed>,
@@ -237,6 +247,7 @@ struct Stored {
 
 fn open_stored(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Stored, OpenError> {
     let (mut folder, lock) = Folder::open(disk.clone(), &config.data_dir, config.node_id)?;
+    let keys = Keys::open(&mut folder, config.encryption.as_ref())?;
     let noted = Noted::open(disk.clone(), &folder, config.levels())?;
     let missing = match &config.cluster {
         None => Missing::Fine,
@@ -253,9 +264,9 @@ fn open_stored(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Stored, Ope
             source,
         })?;
     }
-    let (snapshots, loaded, mut damaged) = Snapshots::open(disk.clone(), &folder.part("snapshots"))?;
+    let (snapshots, loaded, mut damaged) = Snapshots::open(disk.clone(), &folder.part("snapshots"), &keys)?;
     let guard = lock.map(|lock| Box::new(lock) as log::Guard);
-    let log: Log<Entry> = Log::open(disk.clone(), &folder.part("log"), config.log, guard)?;
+    let log: Log<Entry> = Log::open(disk.clone(), &folder.part("log"), config.log, &keys, guard)?;
     let state = log.state();
     // Whoever has a history has voted, and whoever took part in founding the group knows its members.
     let founder = folder.is_founder() && state.last.is_none();
@@ -280,6 +291,7 @@ fn open_stored(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Stored, Ope
     let machine = Machine::new(disk.clone(), snapshots.clone(), loaded, noted).map_err(OpenError::Start)?;
     Ok(Stored {
         folder,
+        keys,
         known,
         log,
         confirmed: Arc::new(confirmed),
@@ -308,6 +320,7 @@ impl Store {
         };
         let Stored {
             folder,
+            keys,
             known,
             log,
             confirmed,
@@ -322,9 +335,10 @@ impl Store {
             None => (watch::Sender::new(None), Contact::new(true).subscribe()),
         };
         let entries = Entries::new(log.clone(), confirmed.clone(), disk.clone());
+        let encryption = encryption::Progress::new(&keys);
         let started = raft::start(config.node_id, &config.timings, entries, machine, peers.clone()).await;
         let raft = started.map_err(|error| OpenError::Start(Chain(&error).to_string()))?;
-        let cache = Cache::open(&*disk, &folder.part("cache"), views.clone());
+        let cache = Cache::open(&*disk, &folder.part("cache"), &keys, views.clone());
         let store = Self {
             inner: Arc::new(Inner {
                 config,
@@ -343,6 +357,8 @@ impl Store {
                 contact,
                 cache,
                 size: size::Size::default(),
+                keys,
+                encryption,
                 recovered: watch::Sender::new(false),
                 closing: CancellationToken::new(),
                 fatal: Arc::new(Notify::new()),

@@ -1,4 +1,4 @@
-//! Disks that fail, take nothing or are slow, and snapshots at any moment.
+//! Disks that fail, take nothing or are slow, snapshots and new data keys at any moment.
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -63,6 +63,14 @@ pub async fn snapshot(world: World, mut rng: StdRng) {
     let id = any_node(&world, &mut rng);
     if let Some(running) = world.running(id) {
         let _ = running.store.snapshot().await;
+    }
+}
+
+/// A new data key for one node: everything on its disk is encrypted anew while the rest goes on.
+pub async fn new_key(world: World, mut rng: StdRng) {
+    let id = any_node(&world, &mut rng);
+    if let Some(running) = world.running(id) {
+        let _ = running.store.rotate_key().await;
     }
 }
 

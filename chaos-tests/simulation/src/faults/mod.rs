@@ -23,7 +23,7 @@ use crate::{ms, note, pause};
 type Fault = fn(World, StdRng) -> BoxFuture<'static, ()>;
 
 /// All faults, with how often each is drawn.
-const FAULTS: [(&str, u32, Fault); 25] = [
+const FAULTS: [(&str, u32, Fault); 26] = [
     ("kill", 6, |world, rng| Box::pin(crash::kill(world, rng))),
     ("power-loss", 6, |world, rng| Box::pin(crash::power_loss(world, rng))),
     ("power-loss-at-a-write", 8, |world, rng| {
@@ -35,6 +35,7 @@ const FAULTS: [(&str, u32, Fault); 25] = [
     ("disk-refuses", 6, |world, rng| Box::pin(disk::refuses(world, rng))),
     ("slow-disk", 4, |world, rng| Box::pin(disk::slow(world, rng))),
     ("snapshot", 5, |world, rng| Box::pin(disk::snapshot(world, rng))),
+    ("new-key", 4, |world, rng| Box::pin(disk::new_key(world, rng))),
     ("snapshot-damaged", 3, |world, rng| Box::pin(disk::snapshot_damaged(world, rng))),
     ("isolate", 6, |world, rng| Box::pin(links::isolate(world, rng))),
     ("isolate-leader", 5, |world, rng| Box::pin(links::isolate_leader(world, rng))),

@@ -5,11 +5,12 @@
 //! o kind 00 mesh 00 name         a resource
 //! h revision (8, big-endian)     what a revision changed
 //! ```
-//! A value is a crc32c (4 bytes, over key and content) and JSON. The digest is the XOR of these sums over all resources, so that a
+//! A value is a crc32c (4 bytes, over key and content) and JSON, which is sealed for its key where there are data keys, but for `m`. The digest is the XOR of these sums over all resources, so that a
 //! missing or doubled key is noticed too.
 //! Invariant: after any return, `m` says what the rest holds.
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,7 @@ use ursa_model::{Resource, ResourceKey};
 use ursa_state::{HistoryId, Revision, RevisionChanges, View};
 
 use super::Error;
+use crate::seal::{DataKey, KeyId, Place};
 
 /// Memory that sled may use for pages, bytes. The state is in memory anyway.
 const PAGE_CACHE: u64 = 16 << 20;
@@ -26,7 +28,8 @@ const META: &[u8] = b"m";
 const OBJECT: u8 = b'o';
 const HISTORY: u8 = b'h';
 /// Layout of the above.
-const FORMAT: u32 = 1;
+/// 2: values may be sealed.
+const FORMAT: u32 = 2;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Meta {
@@ -36,9 +39,12 @@ pub(super) struct Meta {
     pub floor: Revision,
     pub objects: u64,
     digest: u32,
+    /// The values are sealed with it.
+    pub key: Option<KeyId>,
 }
 
 pub(super) struct Db {
+    key: Option<Arc<DataKey>>,
     db: sled::Db,
     meta: Meta,
 }
@@ -64,18 +70,21 @@ fn history_key(revision: Revision) -> [u8; 9] {
     [HISTORY, a, b, c, d, e, f, g, h]
 }
 
-fn seal(key: &[u8], content: &impl Serialize) -> Result<(u32, Vec<u8>), Error> {
-    let mut value = vec![0; 4];
-    serde_json::to_writer(&mut value, content).map_err(|error| Error::Damaged(error.to_string()))?;
+fn frame(key: &[u8], content: &[u8]) -> (u32, Vec<u8>) {
+    let mut value = [&[0; 4][..], content].concat();
     let sum = crc32c::crc32c_append(crc32c::crc32c(key), value.get(4..).unwrap_or_default());
     if let Some(place) = value.first_chunk_mut() {
         *place = sum.to_le_bytes();
     }
-    Ok((sum, value))
+    (sum, value)
 }
 
-/// Checks a value; returns its sum and its JSON.
-fn unseal<'a>(key: &[u8], value: &'a [u8]) -> Result<(u32, &'a [u8]), Error> {
+fn encode(content: &impl Serialize) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(content).map_err(|error| Error::Damaged(error.to_string()))
+}
+
+/// Checks a value; returns its sum and what it frames.
+fn unframe<'a>(key: &[u8], value: &'a [u8]) -> Result<(u32, &'a [u8]), Error> {
     let damaged = || Error::Damaged(format!("the value of {}", String::from_utf8_lossy(key)));
     let (sum, content) = value.split_first_chunk().ok_or_else(damaged)?;
     let sum = u32::from_le_bytes(*sum);
@@ -87,7 +96,11 @@ fn unseal<'a>(key: &[u8], value: &'a [u8]) -> Result<(u32, &'a [u8]), Error> {
 }
 
 fn parse<T: DeserializeOwned>(key: &[u8], value: &[u8]) -> Result<T, Error> {
-    let (_, content) = unseal(key, value)?;
+    let (_, content) = unframe(key, value)?;
+    decode(content)
+}
+
+fn decode<T: DeserializeOwned>(content: &[u8]) -> Result<T, Error> {
     serde_json::from_slice(content).map_err(|error| Error::Damaged(error.to_string()))
 }
 
@@ -97,8 +110,8 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
 }
 
 impl Db {
-    /// Opens what is there and checks every value.
-    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+    /// Opens what is there, sealed with `key`, and checks every value.
+    pub(super) fn open(path: &Path, key: Option<Arc<DataKey>>) -> Result<Self, Error> {
         guarded(|| {
             let db = sled::Config::new()
                 .path(path)
@@ -109,10 +122,11 @@ impl Db {
                 Some(value) => parse(META, &value)?,
                 None => Meta {
                     format: FORMAT,
+                    key: key.as_ref().map(|key| key.id()),
                     ..Meta::default()
                 },
             };
-            let db = Self { db, meta };
+            let db = Self { key, db, meta };
             db.check()?;
             Ok(db)
         })
@@ -122,10 +136,13 @@ impl Db {
         if self.meta.format != FORMAT {
             return Err(Error::Damaged(format!("format {}", self.meta.format)));
         }
+        if self.meta.key != self.key.as_ref().map(|key| key.id()) {
+            return Err(Error::Damaged("it is not encrypted with the key of now".to_owned()));
+        }
         let (mut objects, mut digest) = (0, 0);
         for item in self.db.iter() {
             let (key, value) = item?;
-            let (sum, _) = unseal(&key, &value)?;
+            let (sum, _) = unframe(&key, &value)?;
             match key.first() {
                 Some(&OBJECT) => {
                     objects += 1;
@@ -163,7 +180,27 @@ impl Db {
     }
 
     fn read<T: DeserializeOwned>(&self, key: &[u8]) -> Result<Option<T>, Error> {
-        self.db.get(key)?.map(|value| parse(key, &value)).transpose()
+        let Some(value) = self.db.get(key)? else { return Ok(None) };
+        let (_, content) = unframe(key, &value)?;
+        match &self.key {
+            None => decode(content).map(Some),
+            Some(sealed) => {
+                let opened = sealed.open(&Place::Value(key), content);
+                decode(&opened.map_err(|error| Error::Damaged(error.to_string()))?).map(Some)
+            }
+        }
+    }
+
+    /// The value for a key, and its sum.
+    fn seal(&self, key: &[u8], content: &impl Serialize) -> Result<(u32, Vec<u8>), Error> {
+        let content = encode(content)?;
+        match &self.key {
+            None => Ok(frame(key, &content)),
+            Some(seal) => {
+                let sealed = seal.seal(&Place::Value(key), &content);
+                Ok(frame(key, &sealed.map_err(|error| Error::Damaged(error.to_string()))?))
+            }
+        }
     }
 
     /// Brings the content from whatever it is to what `view` shows, by its changes if it knows them all.
@@ -198,7 +235,7 @@ impl Db {
                 }
             }
             let key = history_key(revision.revision);
-            pending.batch.insert(&key[..], seal(&key, revision)?.1);
+            pending.batch.insert(&key[..], self.seal(&key, revision)?.1);
             self.meta.revision = revision.revision;
             pending.count += revision.changes.len() + 1;
             if pending.count >= BATCH {
@@ -217,13 +254,14 @@ impl Db {
         // Until the last batch it says that it holds nothing: a start in between fills it anew.
         self.meta = Meta {
             format: FORMAT,
+            key: self.meta.key,
             ..Meta::default()
         };
         let mut filled = self.meta;
         let mut pending = Pending::default();
         for resource in view.iter() {
             let key = object_key(&resource.key);
-            let (sum, value) = seal(&key, resource.as_ref())?;
+            let (sum, value) = self.seal(&key, resource.as_ref())?;
             filled.objects += 1;
             filled.digest ^= sum;
             pending.batch.insert(key, value);
@@ -237,7 +275,7 @@ impl Db {
             .map_err(|error| Error::Damaged(error.to_string()))?;
         for revision in changes {
             let key = history_key(revision.revision);
-            pending.batch.insert(&key[..], seal(&key, revision.as_ref())?.1);
+            pending.batch.insert(&key[..], self.seal(&key, revision.as_ref())?.1);
             pending.count += 1;
             if pending.count >= BATCH {
                 self.db.apply_batch(std::mem::take(&mut pending).batch)?;
@@ -256,7 +294,11 @@ impl Db {
     fn forget(&mut self, key: &[u8], pending: &mut Pending) -> Result<(), Error> {
         let sum = match pending.sums.get(key) {
             Some(sum) => *sum,
-            None => self.db.get(key)?.map(|value| unseal(key, &value).map(|(sum, _)| sum)).transpose()?,
+            None => self
+                .db
+                .get(key)?
+                .map(|value| unframe(key, &value).map(|(sum, _)| sum))
+                .transpose()?,
         };
         if let Some(sum) = sum {
             self.meta.objects = self.meta.objects.saturating_sub(1);
@@ -267,7 +309,7 @@ impl Db {
     }
 
     fn put(&mut self, key: Vec<u8>, resource: &Resource, pending: &mut Pending) -> Result<(), Error> {
-        let (sum, value) = seal(&key, resource)?;
+        let (sum, value) = self.seal(&key, resource)?;
         self.meta.objects += 1;
         self.meta.digest ^= sum;
         pending.sums.insert(key.clone(), Some(sum));
@@ -277,7 +319,7 @@ impl Db {
 
     fn apply(&mut self, pending: &mut Pending) -> Result<(), Error> {
         let mut pending = std::mem::take(pending);
-        pending.batch.insert(META, seal(META, &self.meta)?.1);
+        pending.batch.insert(META, frame(META, &encode(&self.meta)?).1);
         self.db.apply_batch(pending.batch)?;
         Ok(())
     }

@@ -19,6 +19,7 @@ use ursa_runtime::lease;
 use ursa_state::{HistoryId, Revision, RevisionChanges, View};
 
 use crate::disk::Disk;
+use crate::seal::{KeyId, Keys};
 use db::Db;
 
 /// Why the cache gives nothing; a rebuild is under way or it is switched off.
@@ -51,6 +52,8 @@ pub struct CacheStatus {
     pub reused: bool,
     /// Times that it was filled from nothing since open.
     pub rebuilt: u32,
+    /// The data key with which it is sealed.
+    pub key: Option<KeyId>,
 }
 
 /// Longest wait for an answer of the cache's thread. sled has been seen to hang on damaged files; nobody may hang with it.
@@ -70,6 +73,7 @@ type Job = Box<dyn FnOnce(&mut Inner) + Send>;
 
 struct Inner {
     dir: PathBuf,
+    keys: Keys,
     db: Option<Db>,
     views: watch::Receiver<View>,
     status: watch::Sender<CacheStatus>,
@@ -77,21 +81,22 @@ struct Inner {
 }
 
 impl Cache {
-    /// Opens the cache in `dir`, on its thread: empty unless what is there may be used again. It follows `views`. `None` where sled has
+    /// Opens the cache in `dir`, sealed with `keys`, on its thread: empty unless what is there may be used again. It follows `views`. `None` where sled has
     /// no files to work on.
-    pub fn open(disk: &dyn Disk, dir: &Path, views: watch::Receiver<View>) -> Option<Self> {
+    pub fn open(disk: &dyn Disk, dir: &Path, keys: &Keys, views: watch::Receiver<View>) -> Option<Self> {
         let dir = disk.real_path(dir)?;
-        Self::start(dir, marks::boot_id(), views)
+        Self::start(dir, marks::boot_id(), keys.clone(), views)
             .inspect_err(|error| tracing::warn!(%error, "no cache: it has no thread"))
             .ok()
     }
 
-    fn start(dir: PathBuf, boot_id: String, views: watch::Receiver<View>) -> io::Result<Self> {
+    fn start(dir: PathBuf, boot_id: String, keys: Keys, views: watch::Receiver<View>) -> io::Result<Self> {
         let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE);
         let (sender, status) = watch::channel(CacheStatus::default());
         std::thread::Builder::new().name("store-cache".to_owned()).spawn(move || {
             let mut inner = Inner {
                 dir,
+                keys,
                 db: None,
                 views,
                 status: sender,
@@ -143,6 +148,22 @@ impl Cache {
         let _ = self.jobs.try_send(Box::new(Inner::catch_up));
     }
 
+    /// Whether what it holds is sealed with another key than the active one, or not at all.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub(crate) async fn is_foreign(&self) -> Result<bool, Error> {
+        self.ask(|inner| inner.is_foreign()).await
+    }
+
+    /// Fills it anew, if it is not sealed with the active key. A cache that is closed is as good.
+    ///
+    /// # Errors
+    /// It is not known to be gone.
+    pub(crate) async fn reseal(&self) -> Result<(), Error> {
+        self.ask(Inner::reseal).await?
+    }
+
     /// Brings it up to the newest view, makes all of it durable and notes that it was closed in order.
     pub(crate) async fn close(&self) {
         if let Err(error) = self.ask(Inner::close).await {
@@ -170,7 +191,7 @@ impl Inner {
         let usable = marks::begin(&self.dir, boot_id);
         let found = usable.and_then(|usable| {
             if usable {
-                Db::open(&marks::db_path(&self.dir)).map(Some)
+                Db::open(&marks::db_path(&self.dir), self.keys.active()).map(Some)
             } else {
                 Ok(None)
             }
@@ -214,6 +235,22 @@ impl Inner {
         self.note();
     }
 
+    fn is_foreign(&self) -> bool {
+        match &self.db {
+            Some(db) => db.meta().key != self.keys.active_id(),
+            // One that could not be removed.
+            None => self.keys.active_id().is_some() && marks::db_path(&self.dir).exists(),
+        }
+    }
+
+    fn reseal(&mut self) -> Result<(), Error> {
+        if self.is_foreign() {
+            self.start_anew(&marks::boot_id())?;
+            self.catch_up();
+        }
+        Ok(())
+    }
+
     fn close(&mut self) {
         if self.db.is_some() {
             self.catch_up();
@@ -228,7 +265,7 @@ impl Inner {
     fn start_anew(&mut self, boot_id: &str) -> Result<(), Error> {
         self.let_go();
         marks::wipe(&self.dir, boot_id)?;
-        self.db = Some(Db::open(&marks::db_path(&self.dir))?);
+        self.db = Some(Db::open(&marks::db_path(&self.dir), self.keys.active())?);
         self.status.send_modify(|status| status.rebuilt += 1);
         Ok(())
     }
@@ -247,6 +284,7 @@ impl Inner {
                 history: meta.history,
                 revision: meta.revision,
                 objects: meta.objects,
+                key: meta.key,
                 ..*status
             };
         });

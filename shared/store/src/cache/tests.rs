@@ -68,6 +68,7 @@ fn open(dir: &Path, boot: &str) -> Inner {
     let (views, status) = (watch::channel(View::default()).1, watch::channel(CacheStatus::default()).0);
     let mut inner = Inner {
         dir: dir.to_owned(),
+        keys: Keys::default(),
         db: None,
         views,
         status,
@@ -202,7 +203,7 @@ fn a_missing_or_foreign_key_is_noticed() {
     // sled lets go of its lock on a thread of its own.
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
     let opened = loop {
-        match Db::open(&marks::db_path(dir.path())) {
+        match Db::open(&marks::db_path(dir.path()), None) {
             Err(Error::Sled(_)) if std::time::Instant::now() < deadline => std::thread::yield_now(),
             opened => break opened.map(|_| ()),
         }

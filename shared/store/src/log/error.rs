@@ -29,6 +29,9 @@ pub enum Error {
         found: u32,
         known: u32,
     },
+    /// It was sealed with a key that is not there, or somewhere else. The bytes are those that were written.
+    #[error("{} cannot be decrypted", path.display())]
+    Key { path: PathBuf, source: crate::seal::Error },
     /// A file between others is not there.
     #[error(
         "{} is missing. Restore it, or remove this node's data folder and let it rejoin from the others or from a backup",

@@ -1,6 +1,7 @@
 //! The log as others see it: hand in, get called back, read.
 //! In: entries and marks, in order. Out: callbacks once durable; entries.
 //! Invariant: the order in which calls return is the order on disk. Entries can be read when the call returns, before they are durable.
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,11 +11,11 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::memory::{Found, Memory};
-use super::record::{self, Content};
 use super::writer::{Job, Op, Writer};
-use super::{EntryId, Error, Failure, Item, Options, Refused, Vote, recover, segment};
+use super::{EntryId, Error, Failure, Item, Options, Refused, Vote, record, recover, rewrite, segment};
 use crate::defects::{self, Defect};
 use crate::disk::{self, Disk};
+use crate::seal::Keys;
 
 /// Called once the job is durable, or never will be. Runs on the writer's thread: it must not block.
 pub type Done = Box<dyn FnOnce(Result<(), Failure>) + Send>;
@@ -38,6 +39,7 @@ pub struct LogState {
 pub struct Log<E> {
     disk: Arc<dyn Disk>,
     dir: Arc<Path>,
+    keys: Keys,
     memory: Arc<Mutex<Memory<E>>>,
     queue: Queue<E>,
 }
@@ -59,6 +61,7 @@ impl<E> Clone for Log<E> {
         Self {
             disk: self.disk.clone(),
             dir: self.dir.clone(),
+            keys: self.keys.clone(),
             memory: self.memory.clone(),
             queue,
         }
@@ -72,13 +75,13 @@ impl<E> std::fmt::Debug for Log<E> {
 }
 
 impl<E: Item> Log<E> {
-    /// Opens the log in `dir`, making it if it is not there. Blocks on the disk. `guard` is dropped when nothing can be written any
+    /// Opens the log in `dir`, making it if it is not there; entries are sealed with `keys`. Blocks on the disk. `guard` is dropped when nothing can be written any
     /// more: with [`Log::close`], or some time after the last handle is gone.
     ///
     /// # Errors
     /// See [`Error`]; a torn tail is none.
-    pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, guard: Option<Guard>) -> Result<Self, Error> {
-        let mut writer = recover::open(&disk, dir, options)?;
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path, options: Options, keys: &Keys, guard: Option<Guard>) -> Result<Self, Error> {
+        let mut writer = recover::open(&disk, dir, options, keys)?;
         writer.guard = guard;
         let memory = writer.memory.clone();
         let dir_name: Arc<Path> = dir.into();
@@ -100,6 +103,7 @@ impl<E: Item> Log<E> {
         Ok(Self {
             disk,
             dir: dir_name,
+            keys: keys.clone(),
             memory,
             queue,
         })
@@ -213,6 +217,55 @@ impl<E: Item> Log<E> {
         })?
     }
 
+    /// Files that are not sealed with the active key.
+    pub(crate) fn foreign(&self) -> Vec<u64> {
+        let (active, memory) = (self.keys.active_id(), self.memory.lock());
+        let parts = memory.files.iter();
+        parts.filter(|(_, part)| part.key_id() != active).map(|(seq, _)| *seq).collect()
+    }
+
+    /// Seals with the active key whatever is not: new entries from now on, and every file of before.
+    ///
+    /// # Errors
+    /// Some of it may be left; nothing is lost.
+    pub(crate) async fn reseal(&self) -> Result<(), Error> {
+        if self.foreign().is_empty() {
+            return Ok(());
+        }
+        self.submit_and_wait(Op::Roll).await?;
+        let current = self.memory.lock().files.keys().next_back().copied();
+        for seq in self.foreign().into_iter().filter(|seq| Some(*seq) != current) {
+            let key = self.keys.active();
+            let part = self.memory.lock().files.get(&seq).cloned();
+            let (Some(part), Some(key)) = (part, key) else { continue };
+            let (disk, dir) = (self.disk.clone(), self.dir.clone());
+            let path = segment::path(&dir, seq);
+            let failed = |source| Error::Io {
+                action: "encrypt anew",
+                path,
+                source,
+            };
+            let work = move || Ok::<_, io::Error>(rewrite::rewrite(&*disk, &dir, seq, &part, key)?);
+            let replaced = async {
+                let mut new = disk::run(&*self.disk, work).await?;
+                let (told, done) = oneshot::channel();
+                new.done = Some(told);
+                self.submit(Op::Replace(Box::new(new)), None).await?;
+                done.await.map_err(io::Error::other)?
+            };
+            replaced.await.map_err(failed)?;
+        }
+        match self.foreign().is_empty() {
+            true => Ok(()),
+            // While the disk is full the present file goes on.
+            false => Err(Error::Io {
+                action: "encrypt anew all of",
+                path: self.dir.to_path_buf(),
+                source: io::ErrorKind::StorageFull.into(),
+            }),
+        }
+    }
+
     async fn submit_and_wait(&self, op: Op<E>) -> Result<(), Error> {
         let (sender, receiver) = oneshot::channel();
         let done: Done = Box::new(move |result| {
@@ -275,7 +328,7 @@ fn admit<E: Item>(memory: &mut Memory<E>, op: &Op<E>) -> Result<(), Error> {
         Op::Committed(id) => memory.committed = memory.committed.max(Some(*id)),
         Op::Truncate(to) => memory.truncate_after(*to),
         Op::Purge(upto) => memory.purge(*upto),
-        Op::Retry | Op::Close => {}
+        Op::Roll | Op::Replace(_) | Op::Retry | Op::Close => {}
     }
     Ok(())
 }
@@ -338,26 +391,7 @@ fn resolve<E: Item>(found: Vec<Found<E>>, dir: &Path) -> Result<Vec<E>, Error> {
         .into_iter()
         .map(|found| match found {
             Found::Here(entry) => Ok(entry),
-            Found::On { id, place, file } => {
-                let path = segment::path(dir, place.segment);
-                let mut bytes = vec![0; place.size];
-                let read = file.read_at(place.offset, &mut bytes);
-                read.map_err(|source| Error::Io {
-                    action: "read",
-                    path: path.clone(),
-                    source,
-                })?;
-                let damaged = |reason: String| Error::Damaged {
-                    path,
-                    offset: place.offset,
-                    reason,
-                };
-                match record::decode_at(&bytes, place.segment, place.offset).map(|record| record.content) {
-                    Ok(Content::Entry(found, payload)) if found == id => E::decode(id, payload).map_err(damaged),
-                    Ok(_) => Err(damaged(format!("this is not entry {id}"))),
-                    Err(invalid) => Err(damaged(format!("entry {id}: {invalid:?}"))),
-                }
-            }
+            Found::On { id, place, part } => part.read(id, place, &segment::path(dir, place.segment)),
         })
         .collect()
 }

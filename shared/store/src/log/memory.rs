@@ -2,13 +2,12 @@
 //! In: entries as they are admitted and as they are written. Out: entries, or where to read them.
 //! Invariant: the slots are contiguous from the entry after the purged one to the last; an entry that is not on disk yet is in memory.
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::part::Part;
 use super::{EntryId, Error, Failure, Item, Refused, Vote};
-use crate::disk::DiskFile;
 
 /// Where the record of an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,11 +30,7 @@ struct Slot<E> {
 #[derive(Debug)]
 pub(super) enum Found<E> {
     Here(E),
-    On {
-        id: EntryId,
-        place: Place,
-        file: Arc<dyn DiskFile>,
-    },
+    On { id: EntryId, place: Place, part: Part },
 }
 
 /// See the module's text.
@@ -49,7 +44,7 @@ pub(super) struct Memory<E> {
     slots: VecDeque<Slot<E>>,
     /// Entry before the first slot.
     base: Option<EntryId>,
-    pub files: BTreeMap<u64, Arc<dyn DiskFile>>,
+    pub files: BTreeMap<u64, Part>,
     /// Slots before this index hold no entry any more, only its place.
     cached_from: u64,
     cached_bytes: usize,
@@ -144,6 +139,16 @@ impl<E> Memory<E> {
             self.base = to.max(self.purged);
         }
         self.settle();
+    }
+
+    /// A file was written anew: its entries are elsewhere in it. What was truncated meanwhile stays away.
+    pub(super) fn moved(&mut self, seq: u64, part: Part, places: &[(EntryId, Place, Place)]) {
+        for (id, from, to) in places {
+            if let Some(slot) = self.slot(id.index).filter(|slot| slot.term == id.term && slot.place == Some(*from)) {
+                slot.place = Some(*to);
+            }
+        }
+        self.files.insert(seq, part);
     }
 
     /// Forgets the entries up to `upto`, which may lie after the last one (a snapshot replaced them).
@@ -266,10 +271,10 @@ impl<E: Item> Memory<E> {
             found.push(match (&slot.item, slot.place) {
                 (Some(item), _) => Found::Here(item.clone()),
                 (None, Some(place)) => match self.files.get(&place.segment) {
-                    Some(file) => Found::On {
+                    Some(part) => Found::On {
                         id,
                         place,
-                        file: file.clone(),
+                        part: part.clone(),
                     },
                     None => {
                         return Err(Error::Hole {

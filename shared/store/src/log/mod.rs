@@ -8,12 +8,16 @@
 //! Source: "Protocol-Aware Recovery for Consensus-Based Storage" (FAST 2018) for torn tail versus damage.
 //!
 //! - [`record`]: the bytes of one record. - [`segment`]: names, header and head of a file. - [`recover`]: reading it all at open.
-//! - [`writer`]: the one place that writes. - [`room`]: space that is taken ahead. - [`memory`]: index and newest entries. Not here: what Raft makes of it (`crate::raft`).
+//! - [`writer`]: the one place that writes. - [`room`]: space that is taken ahead. - [`memory`]: index and newest entries.
+//! - [`part`]: entries sealed (`crate::seal`) and opened. - [`rewrite`]: a file under another key.
+//! Not here: what Raft makes of it (`crate::raft`).
 mod error;
 mod handle;
 mod memory;
+mod part;
 pub(crate) mod record;
 mod recover;
+mod rewrite;
 mod room;
 mod segment;
 #[cfg(any(test, feature = "testing"))]

@@ -1,7 +1,7 @@
 //! One record: 24 bytes of header, payload, zeros up to a multiple of 8. Integers are little-endian.
 //!
 //! ```text
-//! 0  magic    4  FF 55 52 FE: not text, so no payload of text contains it
+//! 0  magic    4  FF 55 52 FE: not text, so no payload of text contains it; one that is sealed may, by chance, but not the rest too
 //! 4  crc32c   4  over everything after it, padding included, seeded with segment number and offset
 //! 8  length   4  of the payload
 //! 12 kind     1

@@ -10,12 +10,15 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::memory::{Memory, Place};
+use super::part::{Part, content_len};
 use super::record::{self, Content, Invalid};
-use super::segment::{self, Head, Header};
+use super::rewrite;
+use super::segment::{self, Head, Header, Sealing};
 use super::writer::{self, Current, Writer};
 use super::{Error, Item, Options};
 use crate::defects::{self, Defect};
 use crate::disk::{self, Disk, DiskFile};
+use crate::seal::{DataKey, Keys};
 
 /// Longest file that is read. The writer closes a file at [`Options::segment_bytes`], so only one batch can exceed that.
 const MAX_FILE: u64 = 1 << 32;
@@ -26,13 +29,17 @@ struct Scan<'a, E> {
     memory: Memory<E>,
     head: Head,
     newest_in: BTreeMap<u64, Option<u64>>,
-    /// Number of the file before, and where its records end.
+    keys: &'a Keys,
+    /// Of the file that is read.
+    sealing: Option<Sealing>,
+    /// Number of the file before, and where its records end, or ended before it was written anew.
     previous: Option<(u64, u64)>,
 }
 
 /// How far a file is good.
 struct Good {
     file: Arc<dyn DiskFile>,
+    key: Option<Arc<DataKey>>,
     /// Valid records end here.
     end: u64,
     len: u64,
@@ -47,8 +54,9 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Error 
 }
 
 /// Opens the log in `dir`, making an empty one if there is none.
-pub(super) fn open<E: Item>(disk: &Arc<dyn Disk>, dir: &Path, options: Options) -> Result<Writer<E>, Error> {
+pub(super) fn open<E: Item>(disk: &Arc<dyn Disk>, dir: &Path, options: Options, keys: &Keys) -> Result<Writer<E>, Error> {
     disk.create_dir(dir).map_err(failed("make", dir))?;
+    rewrite::remove_unfinished(&**disk, dir).map_err(failed("clean up", dir))?;
     let mut numbers = numbers(&**disk, dir)?;
     let scan = Scan {
         disk: &**disk,
@@ -56,10 +64,12 @@ pub(super) fn open<E: Item>(disk: &Arc<dyn Disk>, dir: &Path, options: Options) 
         memory: Memory::new(None, options.cache_bytes),
         head: Head::default(),
         newest_in: BTreeMap::new(),
+        keys,
+        sealing: None,
         previous: None,
     };
     let Some((scan, seq, good)) = scan.run(&mut numbers)? else {
-        return create(disk, dir, options);
+        return create(disk, dir, options, keys);
     };
     let Scan {
         mut memory,
@@ -72,6 +82,7 @@ pub(super) fn open<E: Item>(disk: &Arc<dyn Disk>, dir: &Path, options: Options) 
     let current = Current {
         seq,
         file: good.file.clone(),
+        key: good.key.clone(),
         written: good.end,
         durable: good.end,
         reserved: good.end,
@@ -83,6 +94,7 @@ pub(super) fn open<E: Item>(disk: &Arc<dyn Disk>, dir: &Path, options: Options) 
         disk: disk.clone(),
         dir: dir.to_owned(),
         options,
+        keys: keys.clone(),
         memory: Arc::new(Mutex::new(memory)),
         current,
         head,
@@ -103,13 +115,14 @@ fn numbers(disk: &dyn Disk, dir: &Path) -> Result<Vec<u64>, Error> {
     Ok(names.iter().filter_map(|name| segment::number(name)).collect())
 }
 
-fn create<E: Item>(disk: &Arc<dyn Disk>, dir: &Path, options: Options) -> Result<Writer<E>, Error> {
+fn create<E: Item>(disk: &Arc<dyn Disk>, dir: &Path, options: Options, keys: &Keys) -> Result<Writer<E>, Error> {
     let path = segment::path(dir, 1);
-    let current = writer::begin(&**disk, dir, 1).map_err(failed("make", &path))?;
+    let current = writer::begin(&**disk, dir, 1, keys.active()).map_err(failed("make", &path))?;
     let mut writer = Writer {
         disk: disk.clone(),
         dir: dir.to_owned(),
         options,
+        keys: keys.clone(),
         memory: Arc::new(Mutex::new(Memory::new(None, options.cache_bytes))),
         current,
         head: Head {
@@ -173,13 +186,19 @@ impl<E: Item> Scan<'_, E> {
             }
             check_header(&bytes, seq, &path)?;
             let (end, proven) = self.records(&bytes, seq, seq == newest, &path)?;
-            self.memory.files.insert(seq, file.clone());
+            let key = self.key(&path)?;
+            let part = Part {
+                file: file.clone(),
+                key: key.clone(),
+            };
+            self.memory.files.insert(seq, part);
             let len = bytes.len() as u64;
-            self.previous = Some((seq, end));
+            self.previous = Some((seq, self.known_end(end, &path)?));
             last = Some((
                 seq,
                 Good {
                     file,
+                    key,
                     end,
                     len,
                     proven,
@@ -195,6 +214,28 @@ impl<E: Item> Scan<'_, E> {
             });
         }
         Ok(Some((self, seq, good)))
+    }
+
+    /// The key of the file that was read.
+    fn key(&self, path: &Path) -> Result<Option<Arc<DataKey>>, Error> {
+        let key = self.sealing.map(|sealing| self.keys.get(sealing.key)).transpose();
+        key.map_err(|source| Error::Key {
+            path: path.to_owned(),
+            source,
+        })
+    }
+
+    /// Where the next file knows that this one ends.
+    fn known_end(&self, end: u64, path: &Path) -> Result<u64, Error> {
+        match self.sealing.and_then(|sealing| sealing.instead) {
+            None => Ok(end),
+            Some((own, of)) if own == end => Ok(of),
+            Some((own, _)) => Err(Error::Damaged {
+                path: path.to_owned(),
+                offset: end.min(own),
+                reason: format!("it has {end} bytes, it had {own} when it was written"),
+            }),
+        }
     }
 
     /// Takes in the records of one file. Returns where the valid ones end and up to where they prove that the file was synced.
@@ -266,7 +307,8 @@ impl<E: Item> Scan<'_, E> {
         match content {
             Content::Head(_) | Content::Close => {}
             Content::Entry(id, payload) => {
-                self.memory.push(*id, payload.len(), None, Some(place))?;
+                self.memory
+                    .push(*id, content_len(self.sealing.is_some(), payload), None, Some(place))?;
                 self.head.last = Some(*id);
                 let newest = self.newest_in.entry(place.segment).or_default();
                 *newest = (*newest).max(Some(id.index));
@@ -296,7 +338,8 @@ impl<E: Item> Scan<'_, E> {
     /// Takes in the head of a file: all there is to know if it is the first that is read, a check of the others.
     fn begin_file(&mut self, head: &[u8], path: &Path) -> Result<(), Error> {
         let wrong = |reason: &str| damaged(path, segment::HEADER, reason.to_owned());
-        let head = Head::decode(head).ok_or_else(|| wrong("the head cannot be read"))?;
+        let (head, sealing) = Head::decode(head).ok_or_else(|| wrong("the head cannot be read"))?;
+        self.sealing = sealing;
         if let Some((previous, len)) = self.previous {
             let had = head.previous_len.ok_or_else(|| wrong("there should be no file before it"))?;
             if had != len {

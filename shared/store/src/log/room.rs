@@ -4,10 +4,12 @@
 //! disk is full: a full node goes on to follow, to vote and to purge, and only what its users keep back, entries, would need more.
 //! On a file system that takes no space ahead, or whose space may be taken away again, the write itself is what is refused.
 use std::io;
+use std::sync::Arc;
 
 use super::Item;
 use super::writer::{self, Trouble, Writer, refused_or_failed};
 use crate::disk;
+use crate::seal::DataKey;
 
 /// The part of a file's length that is taken at a time.
 const RESERVED_PART: u64 = 4;
@@ -76,7 +78,7 @@ impl<E: Item> Writer<E> {
 
     /// Begins the next file. All of the one before is durable first, its length too: that it has a successor proves it.
     /// While there is no space for another file, the present one goes on: its room is given back only when there is more.
-    pub(super) fn roll(&mut self) -> Result<(), Trouble> {
+    pub(super) fn roll(&mut self, key: Option<Arc<DataKey>>) -> Result<(), Trouble> {
         if self.take_to(self.current.reserved + self.room() + self.part()).is_some() {
             return Ok(());
         }
@@ -85,7 +87,7 @@ impl<E: Item> Writer<E> {
         if !is_trimmed || self.current.durable < self.current.written {
             self.sync()?;
         }
-        match writer::begin(&*self.disk, &self.dir, self.current.seq + 1) {
+        match writer::begin(&*self.disk, &self.dir, self.current.seq + 1, key) {
             Ok(next) => {
                 self.head.previous_len = Some(self.current.written);
                 self.current = next;

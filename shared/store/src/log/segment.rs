@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0  "URSALOG\0"  8
-//! 8  format       4   a newer one is refused by name
+//! 8  format       4   1: entries in the clear; 2: the head has [`Sealing`]; a newer one is refused by name
 //! 12 crc32c       4   over the other 20 bytes
 //! 16 number       8
 //! ```
@@ -13,11 +13,14 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{EntryId, Vote};
+use crate::seal::KeyId;
 
 /// First bytes of every segment.
 const MAGIC: &[u8; 8] = b"URSALOG\0";
-/// Layout written here. The header keeps its place in every later one.
-pub(super) const FORMAT: u32 = 1;
+/// Newest layout known here. The header keeps its place in every later one.
+pub(super) const FORMAT: u32 = 2;
+/// The layout of files whose entries are in the clear.
+const PLAIN: u32 = 1;
 /// Bytes of the header.
 pub(super) const HEADER: usize = 24;
 const SUFFIX: &str = ".log";
@@ -41,11 +44,51 @@ impl Head {
         postcard::to_stdvec(self).expect("plain integers always encode")
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    /// The head, and how the file is sealed, if it is.
+    pub(super) fn decode(bytes: &[u8]) -> Option<(Self, Option<Sealing>)> {
         match postcard::take_from_bytes(bytes) {
-            Ok((head, [])) => Some(head),
-            Ok(_) | Err(_) => None,
+            Ok((head, [])) => Some((head, None)),
+            Ok((head, rest)) => Some((head, Some(Sealing::decode(rest)?))),
+            Err(_) => None,
         }
+    }
+}
+
+/// What follows the head in a file whose entries are sealed: 33 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sealing {
+    pub key: KeyId,
+    /// The file was written anew, under another key: its length, and that of the file which the next one knows.
+    pub instead: Option<(u64, u64)>,
+}
+
+impl Sealing {
+    /// Of one length, whatever it says.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let (own, of) = self.instead.unwrap_or_default();
+        let parts: [&[u8]; 4] = [
+            &self.key.0,
+            &[u8::from(self.instead.is_some())],
+            &own.to_le_bytes(),
+            &of.to_le_bytes(),
+        ];
+        parts.concat()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (key, rest) = bytes.split_first_chunk()?;
+        let (instead, rest) = rest.split_first()?;
+        let (own, rest) = rest.split_first_chunk()?;
+        let (of, []) = rest.split_first_chunk()? else { return None };
+        let lengths = (u64::from_le_bytes(*own), u64::from_le_bytes(*of));
+        Some(Self {
+            key: KeyId(*key),
+            instead: match instead {
+                0 => None,
+                1 => Some(lengths),
+                _ => return None,
+            },
+        })
     }
 }
 
@@ -73,15 +116,17 @@ pub(super) fn number(name: &str) -> Option<u64> {
     digits.parse().ok().filter(|seq| *seq > 0)
 }
 
-pub(super) fn header(seq: u64) -> [u8; HEADER] {
+/// The header of a file whose entries are sealed, or not.
+pub(super) fn header(seq: u64, sealed: bool) -> [u8; HEADER] {
+    let written = if sealed { FORMAT } else { PLAIN };
     let mut header = [0; HEADER];
     let (magic, rest) = header.split_at_mut(8);
     magic.copy_from_slice(MAGIC);
     let (format, rest) = rest.split_at_mut(4);
-    format.copy_from_slice(&FORMAT.to_le_bytes());
+    format.copy_from_slice(&written.to_le_bytes());
     let (crc, number) = rest.split_at_mut(4);
     number.copy_from_slice(&seq.to_le_bytes());
-    crc.copy_from_slice(&header_crc(FORMAT, seq).to_le_bytes());
+    crc.copy_from_slice(&header_crc(written, seq).to_le_bytes());
     header
 }
 
@@ -129,7 +174,8 @@ mod tests {
 
     #[test]
     fn headers_tell_what_is_wrong() {
-        let good = header(7);
+        assert_eq!(check_header(&header(7, true), 7), Header::Good);
+        let good = header(7, false);
         assert_eq!(check_header(&good, 7), Header::Good);
         assert_eq!(check_header(&good, 8), Header::Number(7));
         assert_eq!(check_header(&good[..23], 7), Header::Bad);
@@ -139,9 +185,9 @@ mod tests {
             assert_eq!(check_header(&bad, 7), Header::Bad, "bit {bit}");
         }
         let mut newer = good;
-        newer[8] = 2;
-        newer[12..16].copy_from_slice(&header_crc(2, 7).to_le_bytes());
-        assert_eq!(check_header(&newer, 7), Header::Newer(2));
+        newer[8] = 3;
+        newer[12..16].copy_from_slice(&header_crc(3, 7).to_le_bytes());
+        assert_eq!(check_header(&newer, 7), Header::Newer(3));
     }
 
     /// The layout is a promise to every later version: this test changes only together with `FORMAT`.
@@ -161,7 +207,20 @@ mod tests {
             first_segment: 3,
         };
         assert_eq!(head.encode(), [1, 0xac, 2, 1, 2, 1, 1, 1, 2, 9, 1, 1, 4, 1, 2, 10, 3]);
-        assert_eq!(Head::decode(&head.encode()), Some(head.clone()));
+        assert_eq!(Head::decode(&head.encode()), Some((head.clone(), None)));
         assert_eq!(Head::decode(&[head.encode(), vec![0]].concat()), None);
+        let mut sealing = Sealing {
+            key: KeyId([9; 16]),
+            instead: None,
+        };
+        assert_eq!(sealing.encode(), [vec![9; 16], vec![0; 17]].concat());
+        sealing.instead = Some((1, 258));
+        assert_eq!(
+            sealing.encode(),
+            [vec![9; 16], vec![1], 1_u64.to_le_bytes().to_vec(), vec![2, 1, 0, 0, 0, 0, 0, 0]].concat()
+        );
+        let both = [head.encode(), sealing.encode()].concat();
+        assert_eq!(Head::decode(&both), Some((head, Some(sealing))));
+        assert_eq!(Head::decode(&both[..both.len() - 1]), None);
     }
 }

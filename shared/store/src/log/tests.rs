@@ -1,6 +1,8 @@
 //! The log against a disk that loses power, and against damage.
 //! Each seed plays a script of batches, with the power going at some call; what is found afterwards must be the effect of a prefix
 //! of what was handed in that contains everything that was acknowledged.
+mod sealed;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,6 +16,7 @@ use rand::{RngExt, SeedableRng};
 use super::writer::{Job, Op};
 use super::*;
 use crate::disk::{Disk, RealDisk, SimDisk};
+use crate::seal::Keys;
 
 mod full;
 
@@ -55,7 +58,11 @@ fn small() -> Options {
 }
 
 fn open(disk: &SimDisk) -> Result<Log<Text>, Error> {
-    Log::open(Arc::new(disk.clone()), Path::new(DIR), small(), None)
+    open_with(disk, &Keys::default())
+}
+
+fn open_with(disk: &SimDisk, keys: &Keys) -> Result<Log<Text>, Error> {
+    Log::open(Arc::new(disk.clone()), Path::new(DIR), small(), keys, None)
 }
 
 fn now<F: Future>(future: F) -> F::Output {
@@ -236,7 +243,7 @@ fn check(before: Model, effects: &[Effect], acknowledged: usize, found: &Model, 
 }
 
 /// Plays `lives` lives with a power loss (or a kill) between them. Returns how many acknowledged effects were checked.
-fn play(seed: u64, lives: u32) -> usize {
+fn play(seed: u64, lives: u32, keys: &Keys) -> usize {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut disk = SimDisk::new(seed);
     let mut durable = Model::default();
@@ -247,10 +254,10 @@ fn play(seed: u64, lives: u32) -> usize {
         // Power may go during recovery too: nothing may be lost by trying again.
         if rng.random_range(0..4) == 0 {
             disk.power_off_in(rng.random_range(0..6));
-            let _ = open(&disk);
+            let _ = open_with(&disk, keys);
             disk = disk.power_loss();
         }
-        let log = open(&disk).unwrap_or_else(|error| panic!("{}: {error}", context()));
+        let log = open_with(&disk, keys).unwrap_or_else(|error| panic!("{}: {error}", context()));
         assert_eq!(Model::of(&log), durable, "{}: a second open finds something else", context());
         let committed = log.state().committed;
         assert!(
@@ -274,6 +281,7 @@ fn play(seed: u64, lives: u32) -> usize {
             if life.batch().is_err() || life.log.failure().borrow().is_some() {
                 break;
             }
+            sealed::rotate_at_times(&disk, keys, &mut life);
         }
         if life.rng.random_range(0..6) == 0 {
             // A clean end, if the power is still on.
@@ -286,7 +294,7 @@ fn play(seed: u64, lives: u32) -> usize {
         } else {
             disk.power_loss()
         };
-        let log = open(&disk).unwrap_or_else(|error| panic!("{}: {error}", context()));
+        let log = open_with(&disk, keys).unwrap_or_else(|error| panic!("{}: {error}", context()));
         let found = Model::of(&log);
         check(durable, &effects, acknowledged, &found, &context());
         checked += acknowledged;
@@ -298,7 +306,7 @@ fn play(seed: u64, lives: u32) -> usize {
 
 #[test]
 fn no_acknowledged_entry_is_lost_at_any_power_loss() {
-    let checked: usize = (0..12_000).map(|seed| play(seed, 3)).sum();
+    let checked: usize = (0..12_000).map(|seed| play(seed, 3, &Keys::default())).sum();
     assert!(checked > 200_000, "only {checked} acknowledged effects were put to the test");
 }
 
@@ -480,9 +488,9 @@ fn a_newer_format_is_refused_by_name() {
     let (disk, _) = closed_log(1);
     let (newest, _) = files(&disk).pop().unwrap();
     disk.damage(&newest, |bytes| {
-        let crc = crc32c::crc32c_append(crc32c::crc32c(b"URSALOG\0"), &2_u32.to_le_bytes());
+        let crc = crc32c::crc32c_append(crc32c::crc32c(b"URSALOG\0"), &3_u32.to_le_bytes());
         let crc = crc32c::crc32c_append(crc, &bytes[16..24]);
-        bytes[8..12].copy_from_slice(&2_u32.to_le_bytes());
+        bytes[8..12].copy_from_slice(&3_u32.to_le_bytes());
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
     })
     .unwrap();
@@ -492,8 +500,8 @@ fn a_newer_format_is_refused_by_name() {
             error,
             Error::Newer {
                 what: "log format",
-                found: 2,
-                known: 1,
+                found: 3,
+                known: 2,
                 ..
             }
         ),
@@ -562,7 +570,7 @@ async fn concurrent_writers_share_syncs_on_a_real_disk_and_all_is_found_again() 
         cache_bytes: 4 << 10,
         ..Options::default()
     };
-    let log = Log::open(disk.clone(), dir.path(), options, None).unwrap();
+    let log = Log::open(disk.clone(), dir.path(), options, &Keys::default(), None).unwrap();
     let mut waiting = Vec::new();
     for index in 0..2000 {
         let (sender, receiver) = tokio::sync::oneshot::channel();
@@ -577,7 +585,7 @@ async fn concurrent_writers_share_syncs_on_a_real_disk_and_all_is_found_again() 
     assert_eq!(all.len(), 2000);
     // Dropped, not closed: as if killed.
     drop(log);
-    let log: Log<Text> = Log::open(disk, dir.path(), options, None).unwrap();
+    let log: Log<Text> = Log::open(disk, dir.path(), options, &Keys::default(), None).unwrap();
     assert_eq!(log.read(0..2000, usize::MAX).await.unwrap(), all);
     log.close().await.unwrap();
     assert!(matches!(

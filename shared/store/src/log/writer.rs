@@ -13,11 +13,14 @@ use tokio::time::Instant;
 
 use super::handle::{Done, Guard};
 use super::memory::{Memory, Place};
+use super::part::{self, Part};
 use super::record::{self, Content};
-use super::segment::{self, Head};
+use super::rewrite::Rewritten;
+use super::segment::{self, Head, Sealing};
 use super::{EntryId, Failure, Item, Options, Refused, Vote};
 use crate::defects::{self, Defect};
 use crate::disk::{self, Disk, DiskFile};
+use crate::seal::{DataKey, Keys};
 
 /// What a job asks for.
 pub(super) enum Op<E> {
@@ -29,6 +32,10 @@ pub(super) enum Op<E> {
     Purge(EntryId),
     /// Nothing but another try to write what the disk refused.
     Retry,
+    /// What follows is written with the active key.
+    Roll,
+    /// Puts a file that was written anew in its place.
+    Replace(Box<Rewritten>),
     Close,
 }
 
@@ -90,6 +97,8 @@ pub(super) struct Batch {
 pub(super) struct Current {
     pub seq: u64,
     pub file: Arc<dyn DiskFile>,
+    /// The key of its entries; `None`: they are in the clear.
+    pub key: Option<Arc<DataKey>>,
     /// Length, synced or not.
     pub written: u64,
     /// Synced up to here.
@@ -105,6 +114,7 @@ pub(super) struct Writer<E> {
     pub disk: Arc<dyn Disk>,
     pub dir: PathBuf,
     pub options: Options,
+    pub keys: Keys,
     pub memory: Arc<Mutex<Memory<E>>>,
     pub current: Current,
     /// What the records so far say; becomes the head of the next file.
@@ -180,8 +190,16 @@ impl<E: Item> Writer<E> {
             self.memory.lock().fail(Failure::Closed);
         }
         self.tell(self.no_room.clone());
+        let mut rewritten = Vec::new();
         for job in self.waiting.drain(..batch.jobs) {
-            job.finish(Ok(()));
+            match job.op {
+                Op::Replace(new) => rewritten.push(new),
+                _ => job.finish(Ok(())),
+            }
+        }
+        for new in rewritten {
+            let is_there = new.seq < self.current.seq && self.newest_in.contains_key(&new.seq);
+            new.take_place(&*self.disk, &self.dir, is_there, &self.memory);
         }
         if batch.purges {
             self.remove_old();
@@ -215,13 +233,21 @@ impl<E: Item> Writer<E> {
             Some(batch) => batch,
             None => {
                 self.buf.clear();
-                if self.current.written >= self.options.segment_bytes {
-                    self.roll()?;
+                let key = self.keys.active();
+                let is_other = key.as_ref().map(|key| key.id()) != self.current.key.as_ref().map(|key| key.id());
+                if is_other || self.current.written >= self.options.segment_bytes {
+                    self.roll(key)?;
                 }
-                self.encode()
+                let jobs = std::mem::take(&mut self.waiting);
+                let encoded = self.encode(&jobs);
+                self.waiting = jobs;
+                encoded?
             }
         };
         if self.buf.is_empty() {
+            if batch.sync && self.current.durable < self.current.written {
+                self.sync()?;
+            }
             return Ok(batch);
         }
         let written = self.reserve().and_then(|()| {
@@ -252,8 +278,7 @@ impl<E: Item> Writer<E> {
     }
 
     /// Puts the records of all that waits into the buffer.
-    fn encode(&mut self) -> Batch {
-        let jobs = std::mem::take(&mut self.waiting);
+    fn encode(&mut self, jobs: &[Job<E>]) -> io::Result<Batch> {
         let mut batch = Batch {
             jobs: jobs.len(),
             placed: Vec::new(),
@@ -262,13 +287,13 @@ impl<E: Item> Writer<E> {
             purges: false,
         };
         let mut committed = None;
-        for job in &jobs {
+        for job in jobs {
             match &job.op {
                 // The newest is enough, and it comes last so that it never runs ahead of its entry.
                 Op::Committed(id) => committed = committed.max(Some(*id)),
                 Op::Append(entries) => {
                     for entry in entries {
-                        batch.placed.push((entry.id(), self.append(entry)));
+                        batch.placed.push((entry.id(), self.append(entry)?));
                     }
                     batch.sync = true;
                 }
@@ -289,7 +314,9 @@ impl<E: Item> Writer<E> {
                     batch.purges = true;
                     batch.sync = true;
                 }
-                Op::Retry => {}
+                // That of the folder is durable with the next sync of the file.
+                Op::Roll => batch.sync = true,
+                Op::Retry | Op::Replace(_) => {}
                 Op::Close => {
                     self.put(&Content::Close);
                     batch.closes = true;
@@ -303,8 +330,7 @@ impl<E: Item> Writer<E> {
             self.head.committed = Some(id);
             self.put(&Content::Committed(id));
         }
-        self.waiting = jobs;
-        batch
+        Ok(batch)
     }
 
     /// Adds a record to the batch. Returns where it will be.
@@ -312,17 +338,18 @@ impl<E: Item> Writer<E> {
         record::encode(&mut self.buf, self.current.seq, self.current.written, self.current.durable, content)
     }
 
-    fn append(&mut self, entry: &E) -> Place {
-        let id = entry.id();
-        let (offset, size) = self.put(&Content::Entry(id, &entry.encode()));
+    fn append(&mut self, entry: &E) -> io::Result<Place> {
+        let (id, begin) = (entry.id(), self.current.written + self.buf.len() as u64);
+        let payload = part::seal(self.current.key.as_deref(), id, self.current.seq, begin, entry.encode())?;
+        let (offset, size) = self.put(&Content::Entry(id, &payload));
         self.head.last = Some(id);
         let newest = self.newest_in.entry(self.current.seq).or_default();
         *newest = (*newest).max(Some(id.index));
-        Place {
+        Ok(Place {
             segment: self.current.seq,
             offset,
             size,
-        }
+        })
     }
 
     fn purge(&mut self, upto: EntryId) {
@@ -365,10 +392,16 @@ impl<E: Item> Writer<E> {
     /// Registers the current file and puts its header and head into the batch.
     pub(super) fn open_current(&mut self) {
         let seq = self.current.seq;
-        self.memory.lock().files.insert(seq, self.current.file.clone());
+        let part = Part {
+            file: self.current.file.clone(),
+            key: self.current.key.clone(),
+        };
+        let sealing = part.key_id().map(|key| Sealing { key, instead: None });
+        self.memory.lock().files.insert(seq, part);
         self.newest_in.insert(seq, None);
-        self.buf.extend_from_slice(&segment::header(seq));
-        let head = self.head.encode();
+        self.buf.extend_from_slice(&segment::header(seq, sealing.is_some()));
+        let mut head = self.head.encode();
+        head.extend(sealing.iter().flat_map(Sealing::encode));
         self.put(&Content::Head(&head));
     }
 
@@ -397,11 +430,12 @@ impl<E: Item> Writer<E> {
 }
 
 /// A new, empty file with this number.
-pub(super) fn begin(disk: &dyn Disk, dir: &std::path::Path, seq: u64) -> io::Result<Current> {
+pub(super) fn begin(disk: &dyn Disk, dir: &std::path::Path, seq: u64, key: Option<Arc<DataKey>>) -> io::Result<Current> {
     let file = disk.create(&segment::path(dir, seq))?;
     Ok(Current {
         seq,
         file,
+        key,
         written: 0,
         durable: 0,
         reserved: 0,

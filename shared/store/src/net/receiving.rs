@@ -154,7 +154,7 @@ async fn begin(disk: &Arc<dyn Disk>, snapshots: &Arc<Snapshots>, head: &Snapshot
     Ok(Partial {
         id: head.id.clone(),
         size: head.size,
-        snapshot: RaftSnapshot::aside(disk.clone(), path),
+        snapshot: RaftSnapshot::aside(disk.clone(), path, file.clone()),
         file,
         written: Arc::default(),
     })

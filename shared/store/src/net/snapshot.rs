@@ -82,11 +82,11 @@ impl Reader {
     }
 }
 
-/// An open snapshot file and its size.
+/// An open snapshot file and its size: of its content, which is sent in the clear inside mutual TLS.
 pub(crate) async fn open(snapshot: &RaftSnapshot) -> std::io::Result<(Arc<dyn DiskFile>, u64)> {
-    let (disk, path) = (snapshot.disk.clone(), snapshot.path.clone());
+    let from = snapshot.clone();
     disk::run(&*snapshot.disk, move || {
-        let file = disk.open(&path)?;
+        let file = from.open()?;
         let size = file.size()?;
         Ok((file, size))
     })

@@ -22,8 +22,8 @@ fn options() -> Options {
 }
 
 fn build(disk: Arc<dyn Disk>, dir: &Path) -> (Entries, Machine) {
-    let log = Log::open(disk.clone(), &dir.join("log"), options(), None).unwrap();
-    let (snapshots, loaded, _) = Snapshots::open(disk.clone(), &dir.join("snapshots")).unwrap();
+    let log = Log::open(disk.clone(), &dir.join("log"), options(), &crate::seal::Keys::default(), None).unwrap();
+    let (snapshots, loaded, _) = Snapshots::open(disk.clone(), &dir.join("snapshots"), &crate::seal::Keys::default()).unwrap();
     let confirmed = Arc::new(Confirmed::open(&*disk, dir, &log.state()).unwrap());
     let entries = Entries::new(log, confirmed, disk.clone());
     let (folder, _) = Folder::open(disk.clone(), &dir.join("folder"), 1).unwrap();

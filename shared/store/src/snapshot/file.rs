@@ -20,8 +20,10 @@ use ursa_state::{HistoryId, Revision, State};
 
 use super::Error;
 use crate::codec::StoredMembers;
-use crate::disk::DiskFile;
+use crate::disk::{Disk, DiskFile};
 use crate::log::EntryId;
+use crate::seal::file::Unopened;
+use crate::seal::{self, Keys};
 
 const MAGIC: &[u8; 8] = b"URSASNAP";
 const END: &[u8; 4] = b"END\n";
@@ -45,6 +47,22 @@ pub struct Meta {
     pub history: HistoryId,
     /// As `history`.
     pub revision: Revision,
+}
+
+/// The content of a file, sealed or not.
+pub(super) fn open(disk: &dyn Disk, path: &Path, keys: &Keys) -> Result<Arc<dyn DiskFile>, Error> {
+    let path = path.to_owned();
+    let opened = disk.open(&path).map_err(|source| (Unopened::Io(source), "open"));
+    match opened.and_then(|file| seal::file::open(file, keys).map_err(|error| (error, "read"))) {
+        Ok(content) => Ok(content),
+        Err((Unopened::Io(source), action)) => Err(Error::Io { action, path, source }),
+        Err((Unopened::Damaged(reason), _)) => Err(Error::Damaged {
+            path,
+            reason: reason.to_owned(),
+        }),
+        Err((Unopened::Newer { found, known }, _)) => Err(Error::Newer { path, found, known }),
+        Err((Unopened::Key(source), _)) => Err(Error::Key { path, source }),
+    }
 }
 
 /// Writes a snapshot into an empty file. Does not sync.
@@ -123,10 +141,17 @@ pub(super) struct Intact {
 impl Intact {
     /// Checks the whole file.
     pub(super) fn check(file: Arc<dyn DiskFile>, path: &Path) -> Result<Self, Error> {
-        let io = |source| Error::Io {
-            action: "read",
-            path: path.to_owned(),
-            source,
+        let io = |source: io::Error| match source.kind() {
+            // Its bytes are those that were written, but not here.
+            io::ErrorKind::InvalidData => Error::Damaged {
+                path: path.to_owned(),
+                reason: source.to_string(),
+            },
+            _ => Error::Io {
+                action: "read",
+                path: path.to_owned(),
+                source,
+            },
         };
         let damaged = |reason: &str| Error::Damaged {
             path: path.to_owned(),

@@ -3,9 +3,11 @@
 //! Invariants: a file has its final name only once its content is durable; the generation before the newest stays until the next one
 //! is durable, and the log is purged only behind it ([`Snapshots::purgeable`]), so that one damaged file costs nothing. A snapshot from
 //! elsewhere stands for a log that this node never had: it is kept twice, until the next one. What is being sent to another node stays until
-//! it has arrived, and the log after it a while longer ([`held`]).
+//! it has arrived, and the log after it a while longer ([`held`]). With keys, every file is sealed as a whole (`crate::seal::file`); what is
+//! inside is the same.
 mod file;
 mod held;
+mod reseal;
 #[cfg(test)]
 mod tests;
 
@@ -23,8 +25,9 @@ pub use file::Meta;
 use held::Held;
 
 use crate::defects::{self, Defect};
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskFile};
 use crate::log::EntryId;
+use crate::seal::{self, DataKey, Keys};
 
 const SUFFIX: &str = ".snap";
 /// The second file of one that came from elsewhere. Sorts before the first one.
@@ -52,6 +55,9 @@ pub enum Error {
     /// Written by a newer program.
     #[error("{} has format {found}, this program knows up to {known}; run the version that wrote it, or a newer one", path.display())]
     Newer { path: PathBuf, found: u32, known: u32 },
+    /// It was sealed with a key that is not there.
+    #[error("{} cannot be decrypted", path.display())]
+    Key { path: PathBuf, source: seal::Error },
     /// The document in it cannot be written or read.
     #[error("{}", path.display())]
     State { path: PathBuf, source: SnapshotError },
@@ -67,6 +73,7 @@ impl Error {
                 ..
             } => true,
             Self::Io { .. }
+            | Self::Key { .. }
             | Self::Newer { .. }
             | Self::State {
                 source: SnapshotError::Format { .. } | SnapshotError::Io(_),
@@ -85,7 +92,7 @@ impl Error {
                 source: SnapshotError::Io(source),
                 ..
             } => crate::disk::is_refusal(source),
-            Self::State { .. } | Self::Damaged { .. } | Self::Newer { .. } => false,
+            Self::State { .. } | Self::Damaged { .. } | Self::Newer { .. } | Self::Key { .. } => false,
         }
     }
 }
@@ -101,6 +108,9 @@ impl From<Error> for io::Error {
 pub struct RaftSnapshot {
     pub disk: Arc<dyn Disk>,
     pub path: PathBuf,
+    keys: Keys,
+    /// The content of a file that has no end yet.
+    content: Option<Arc<dyn DiskFile>>,
     /// Set for a file that is needed no longer than this and its clones.
     _aside: Option<Arc<Aside>>,
 }
@@ -123,7 +133,7 @@ impl Drop for Aside {
 
 impl RaftSnapshot {
     /// One of [`Snapshots::receiving`]: removed with its last clone.
-    pub fn aside(disk: Arc<dyn Disk>, path: PathBuf) -> Self {
+    pub fn aside(disk: Arc<dyn Disk>, path: PathBuf, content: Arc<dyn DiskFile>) -> Self {
         let aside = Aside {
             disk: disk.clone(),
             path: path.clone(),
@@ -131,6 +141,8 @@ impl RaftSnapshot {
         Self {
             disk,
             path,
+            keys: Keys::default(),
+            content: Some(content),
             _aside: Some(Arc::new(aside)),
         }
     }
@@ -140,12 +152,18 @@ impl RaftSnapshot {
     /// # Errors
     /// It is damaged, or cannot be read.
     pub fn check(&self) -> Result<Meta, Error> {
-        let open = self.disk.open(&self.path).map_err(|source| Error::Io {
-            action: "open",
-            path: self.path.clone(),
-            source,
-        })?;
-        Ok(Intact::check(open, &self.path)?.meta)
+        Ok(Intact::check(self.open()?, &self.path)?.meta)
+    }
+
+    /// Its content, decrypted as it is read. Blocks on the disk.
+    ///
+    /// # Errors
+    /// It is damaged, or cannot be read.
+    pub fn open(&self) -> Result<Arc<dyn DiskFile>, Error> {
+        match &self.content {
+            Some(content) => Ok(content.clone()),
+            None => file::open(&*self.disk, &self.path, &self.keys),
+        }
     }
 }
 
@@ -162,6 +180,7 @@ pub struct Loaded {
 pub struct Snapshots {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
+    keys: Keys,
     /// Held while files change.
     files: Mutex<()>,
     /// Files begun by [`Snapshots::receiving`].
@@ -178,7 +197,7 @@ impl Snapshots {
     ///
     /// # Errors
     /// See [`Error`]; damage is none.
-    pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<(Self, Option<Loaded>, Vec<Error>), Error> {
+    pub fn open(disk: Arc<dyn Disk>, dir: &Path, keys: &Keys) -> Result<(Self, Option<Loaded>, Vec<Error>), Error> {
         let io = |action| {
             move |source| Error::Io {
                 action,
@@ -200,7 +219,7 @@ impl Snapshots {
         paths.reverse();
         let (mut known, mut loaded, mut damaged) = (Vec::new(), None, Vec::new());
         for path in paths {
-            match check_one(&*disk, &path, loaded.is_none()) {
+            match check_one(&*disk, &path, keys, loaded.is_none()) {
                 Ok((meta, state)) => {
                     if let Some(state) = state {
                         loaded = Some(Loaded {
@@ -226,6 +245,7 @@ impl Snapshots {
         let snapshots = Self {
             disk,
             dir: dir.to_owned(),
+            keys: keys.clone(),
             files: Mutex::new(()),
             received: AtomicU64::new(0),
             known: Mutex::new(known),
@@ -252,6 +272,8 @@ impl Snapshots {
         RaftSnapshot {
             disk: self.disk.clone(),
             path,
+            keys: self.keys.clone(),
+            content: None,
             _aside: None,
         }
     }
@@ -296,12 +318,7 @@ impl Snapshots {
     /// # Errors
     /// It is damaged, or cannot be copied.
     pub fn adopt(&self, from: &RaftSnapshot) -> Result<Loaded, Error> {
-        let open = from.disk.open(&from.path).map_err(|source| Error::Io {
-            action: "open",
-            path: from.path.clone(),
-            source,
-        })?;
-        let intact = Intact::check(open, &from.path)?;
+        let intact = Intact::check(from.open()?, &from.path)?;
         let state = intact.state(&from.path)?;
         let ours = self.known.lock().iter().any(|(_, path)| *path == from.path) && Arc::ptr_eq(&self.disk, &from.disk);
         let path = if ours {
@@ -325,14 +342,19 @@ impl Snapshots {
         })
     }
 
-    /// A new, empty file for a snapshot that comes from elsewhere. What is left of such files is removed at open.
+    /// A new, empty file for a snapshot that comes from elsewhere, to be written from front to back. What is left of such files is removed at
+    /// open; nobody can read it then, for its key is in this process alone.
     ///
     /// # Errors
     /// It cannot be made.
     pub fn receiving(&self) -> Result<(Arc<dyn crate::disk::DiskFile>, PathBuf), Error> {
         let number = self.received.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join(format!("received-{number}{NEW}"));
-        match self.disk.create(&path) {
+        let made = self.disk.create(&path).and_then(|file| match self.keys.active_id() {
+            None => Ok(file),
+            Some(_) => Ok(Arc::new(seal::file::Writer::new(file, Arc::new(DataKey::for_now()?))?) as Arc<dyn DiskFile>),
+        });
+        match made {
             Ok(file) => Ok((file, path)),
             Err(source) => Err(Error::Io {
                 action: "make",
@@ -350,7 +372,14 @@ impl Snapshots {
     ) -> Result<RaftSnapshot, Error> {
         let _files = self.files.lock();
         let path = self.dir.join(name(meta.last, suffix));
-        let mut aside = path.clone().into_os_string();
+        self.put(&path, fill)?;
+        self.register(meta.clone(), path.clone());
+        Ok(self.at(path))
+    }
+
+    /// Gives `path` a content, sealed, durably: it is what it was or the new one.
+    fn put(&self, path: &Path, fill: impl FnOnce(&dyn crate::disk::DiskFile, &Path) -> Result<(), Error>) -> Result<(), Error> {
+        let mut aside = path.to_owned().into_os_string();
         aside.push(NEW);
         let aside = PathBuf::from(aside);
         let io = |action| {
@@ -362,23 +391,24 @@ impl Snapshots {
             _ => {}
         }
         let file = self.disk.create(&aside).map_err(io("make"))?;
-        let filled = fill(&*file, &aside).and_then(|()| match defects::on(Defect::SnapshotNotSynced) {
+        let filled = match self.keys.active() {
+            None => fill(&*file, &aside),
+            Some(key) => seal::file::Writer::new(file.clone(), key)
+                .map_err(io("write"))
+                .and_then(|sealed| fill(&sealed, &aside).map(|()| sealed))
+                .and_then(|sealed| sealed.finish().map_err(io("write"))),
+        };
+        let synced = filled.and_then(|()| match defects::on(Defect::SnapshotNotSynced) {
             true => Ok(()),
             false => file.sync_data().map_err(io("sync")),
         });
-        if let Err(error) = filled {
+        if let Err(error) = synced {
             // It takes room that may be what is wanting. One that stays is removed at the next try.
             let _ = self.disk.remove(&aside);
             return Err(error);
         }
-        self.disk.rename(&aside, &path).map_err(io("give its final name to"))?;
-        self.disk.sync_dir(&self.dir).map_err(io("sync the folder of"))?;
-        self.register(meta.clone(), path.clone());
-        Ok(RaftSnapshot {
-            disk: self.disk.clone(),
-            path,
-            _aside: None,
-        })
+        self.disk.rename(&aside, path).map_err(io("give its final name to"))?;
+        self.disk.sync_dir(&self.dir).map_err(io("sync the folder of"))
     }
 
     /// Enters a durable snapshot and drops what it makes superfluous.
@@ -431,13 +461,8 @@ fn name(last: Option<EntryId>, suffix: &str) -> String {
     format!("{:020}-{:020}{suffix}", last.index, last.term)
 }
 
-fn check_one(disk: &dyn Disk, path: &Path, load: bool) -> Result<(Meta, Option<State>), Error> {
-    let file = disk.open(path).map_err(|source| Error::Io {
-        action: "open",
-        path: path.to_owned(),
-        source,
-    })?;
-    let intact = Intact::check(file, path)?;
+fn check_one(disk: &dyn Disk, path: &Path, keys: &Keys, load: bool) -> Result<(Meta, Option<State>), Error> {
+    let intact = Intact::check(file::open(disk, path, keys)?, path)?;
     let state = if load { Some(intact.state(path)?) } else { None };
     Ok((intact.meta, state))
 }

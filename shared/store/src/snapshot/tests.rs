@@ -7,6 +7,7 @@ use ursa_state::{Changeset, Command, Expect, HistoryId, Op, Put, RequestId, Stat
 use super::*;
 use crate::codec::StoredMembers;
 use crate::disk::SimDisk;
+use crate::seal::tests::keys;
 
 const DIR: &str = "/node/snapshots";
 
@@ -43,7 +44,11 @@ fn meta(state: &State) -> Meta {
 }
 
 fn open(disk: &SimDisk) -> (Snapshots, Option<Loaded>, Vec<Error>) {
-    Snapshots::open(Arc::new(disk.clone()), Path::new(DIR)).unwrap()
+    open_with(disk, &Keys::default())
+}
+
+fn open_with(disk: &SimDisk, keys: &Keys) -> (Snapshots, Option<Loaded>, Vec<Error>) {
+    Snapshots::open(Arc::new(disk.clone()), Path::new(DIR), keys).unwrap()
 }
 
 fn same(a: &State, b: &State) -> bool {
@@ -145,7 +150,7 @@ fn cut_files_are_damaged_and_newer_ones_refused() {
         bytes[end..end + 4].copy_from_slice(&crc);
     })
     .unwrap();
-    let error = Snapshots::open(Arc::new(disk), Path::new(DIR)).unwrap_err();
+    let error = Snapshots::open(Arc::new(disk), Path::new(DIR), &Keys::default()).unwrap_err();
     assert!(matches!(error, Error::Newer { found: 3, known: 2, .. }), "{error}");
 }
 
@@ -197,4 +202,108 @@ fn one_from_elsewhere_can_lose_a_file_too() {
         let purgeable = snapshots.purgeable().borrow().map(|id| id.index);
         assert_eq!(purgeable, Some(20));
     }
+}
+
+fn bytes_of(disk: &SimDisk) -> Vec<u8> {
+    disk.files(Path::new(DIR)).unwrap().into_values().flatten().collect()
+}
+
+fn holds(disk: &SimDisk, wanted: &[u8]) -> bool {
+    bytes_of(disk).windows(wanted.len()).any(|window| window == wanted)
+}
+
+#[test]
+fn sealed_ones_are_found_again_and_damage_is_noticed_as_ever() {
+    let keys = keys();
+    let (old, new) = (state(5), state(9));
+    let filled = || {
+        let disk = SimDisk::new(1);
+        let (snapshots, ..) = open_with(&disk, &keys);
+        snapshots.save(&meta(&old), &old).unwrap();
+        let newest = snapshots.save(&meta(&new), &new).unwrap();
+        assert_eq!(newest.check().unwrap(), meta(&new));
+        (disk, newest.path)
+    };
+    let (disk, newest) = filled();
+    assert!(!holds(&disk, b"URSASNAP") && !holds(&disk, b"revision"));
+    assert!(same(&open_with(&disk.power_loss(), &keys).1.unwrap().state, &new));
+    let len = disk.files(Path::new(DIR)).unwrap()[newest.file_name().unwrap().to_str().unwrap()].len();
+    for at in 0..len {
+        let (disk, newest) = filled();
+        disk.damage(&newest, |bytes| bytes[at] ^= 1 << (at % 8)).unwrap();
+        let (_, loaded, damaged) = open_with(&disk, &keys);
+        assert!(same(&loaded.unwrap().state, &old), "byte {at}");
+        assert!(matches!(&damaged[..], [Error::Damaged { .. }]), "byte {at}: {damaged:?}");
+    }
+    // Intact, but of another ring: refused, and left alone.
+    let (disk, _) = filled();
+    let before = disk.files(Path::new(DIR)).unwrap();
+    let error = Snapshots::open(Arc::new(disk.clone()), Path::new(DIR), &Keys::default()).unwrap_err();
+    assert!(matches!(error, Error::Key { .. }) && !error.is_damage(), "{error}");
+    assert_eq!(disk.files(Path::new(DIR)).unwrap(), before);
+}
+
+#[test]
+fn a_new_key_can_be_cut_short_anywhere() {
+    let (old, new) = (state(5), state(30));
+    let mut whole = 0;
+    for seed in 0..200 {
+        let (disk, keys) = (SimDisk::new(seed), keys());
+        let first = keys.active_id().unwrap();
+        // The older one in the clear, as before there were keys.
+        let (snapshots, ..) = open(&disk);
+        snapshots.save(&meta(&old), &old).unwrap();
+        let disk = disk.power_loss();
+        let (snapshots, ..) = open_with(&disk, &keys);
+        snapshots.save(&meta(&new), &new).unwrap();
+        assert_eq!(snapshots.foreign().unwrap().len(), 1);
+        keys.rotate().unwrap();
+        assert_eq!(snapshots.foreign().unwrap().len(), 2);
+        disk.power_off_in(seed % 40);
+        let done = snapshots.reseal().is_ok() && disk.sync_dir(Path::new(DIR)).is_ok();
+        let disk = disk.power_loss();
+        if done {
+            keys.keep_only(keys.active_id().unwrap()).unwrap();
+            assert!(!holds(&disk, &first.0) && !holds(&disk, b"URSASNAP"), "seed {seed}");
+            whole += 1;
+        }
+        let (snapshots, loaded, damaged) = open_with(&disk, &keys);
+        assert!(damaged.is_empty() && same(&loaded.unwrap().state, &new), "seed {seed}");
+        assert_eq!(snapshots.purgeable().borrow().map(|id| id.index), Some(5));
+        snapshots.reseal().unwrap();
+        assert!(snapshots.foreign().unwrap().is_empty());
+    }
+    assert!(whole > 20 && whole < 180, "{whole}");
+}
+
+#[test]
+fn what_is_received_is_never_in_the_clear_and_damaged_ones_go_with_their_key() {
+    let (disk, keys, state) = (SimDisk::new(1), keys(), state(9));
+    let plain = SimDisk::new(2);
+    let sent = open(&plain).0.save(&meta(&state), &state).unwrap().open().unwrap();
+    let (snapshots, ..) = open_with(&disk, &keys);
+    let (file, path) = snapshots.receiving().unwrap();
+    let content = crate::disk::read_all(&*sent, 1 << 20).unwrap();
+    for (nth, part) in content.chunks(100).enumerate() {
+        file.write_at(nth as u64 * 100, part).unwrap();
+    }
+    assert!(!holds(&disk, b"URSASNAP") && !holds(&disk, b"revision"));
+    let received = RaftSnapshot::aside(Arc::new(disk.clone()), path, file);
+    assert_eq!(received.check().unwrap(), meta(&state));
+    let loaded = snapshots.adopt(&received).unwrap();
+    drop(received);
+    assert!(same(&loaded.state, &state) && !holds(&disk, b"revision"));
+    let names = disk.list(Path::new(DIR)).unwrap();
+    assert_eq!(names.len(), 2, "{names:?}");
+    for name in &names {
+        disk.damage(&Path::new(DIR).join(name), |bytes| bytes.truncate(100)).unwrap();
+    }
+    let (snapshots, none, _) = open_with(&disk, &keys);
+    let names = disk.list(Path::new(DIR)).unwrap();
+    assert!(none.is_none() && names.iter().all(|name| name.ends_with(DAMAGED)), "{names:?}");
+    snapshots.reseal().unwrap();
+    assert_eq!(disk.list(Path::new(DIR)).unwrap().len(), 2, "their key is still the active one");
+    keys.rotate().unwrap();
+    snapshots.reseal().unwrap();
+    assert!(disk.list(Path::new(DIR)).unwrap().is_empty());
 }

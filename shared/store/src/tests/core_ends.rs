@@ -48,14 +48,14 @@ async fn a_snapshot_whose_sender_has_gone_is_installed_all_the_same() {
     write(&first, "a", 7).await.unwrap();
     first.snapshot().await.unwrap();
     let (_, newest) = wait("there is a snapshot", || first.inner().snapshots.newest()).await;
-    let bytes = std::fs::read(&newest.path).unwrap();
+    let bytes = crate::disk::read_all(&*newest.open().unwrap(), 1 << 20).unwrap();
 
-    let (opened, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-    let (seen, may) = (opened.clone(), go.clone());
+    let (begun, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let (seen, may) = (begun.clone(), go.clone());
     let disk = Arc::new(Hooked::new(move |doing, path| {
-        let received = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("received"));
-        // First it is checked, then, by the state machine, taken in.
-        if doing == Doing::Open && received && seen.fetch_add(1, Ordering::SeqCst) == 1 {
+        // It was checked, and the state machine takes it in: as a snapshot of its own.
+        let own = path.to_string_lossy().ends_with(".snap.new");
+        if doing == Doing::Create && own && seen.fetch_add(1, Ordering::SeqCst) == 0 {
             while !may.load(Ordering::SeqCst) {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -67,7 +67,7 @@ async fn a_snapshot_whose_sender_has_gone_is_installed_all_the_same() {
     let store = Store::open(config, disk.clone(), &tasks).await.unwrap();
     let (file, path) = store.inner().snapshots.receiving().unwrap();
     file.write_at(0, &bytes).unwrap();
-    let received = RaftSnapshot::aside(disk, path.clone());
+    let received = RaftSnapshot::aside(disk, path.clone(), file.clone());
     let by = Vote {
         term: 9,
         node_id: 1,
@@ -76,7 +76,7 @@ async fn a_snapshot_whose_sender_has_gone_is_installed_all_the_same() {
     let raft = store.inner().raft.clone();
     let handler = tokio::spawn(async move { answers::install(&raft, by, received).await });
     wait("the state machine takes it in", || {
-        (opened.load(Ordering::SeqCst) == 2).then_some(())
+        (begun.load(Ordering::SeqCst) == 1).then_some(())
     })
     .await;
     handler.abort();

@@ -36,7 +36,17 @@ async fn a_folder_is_locked_and_stays_with_its_node() {
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
         .collect();
     names.sort();
-    assert_eq!(names, ["VERSION", "cache", "confirmed", "log", "node.json", "snapshots"]);
+    let expected = [
+        "VERSION",
+        "cache",
+        "confirmed",
+        "encryption.key",
+        "keys.json",
+        "log",
+        "node.json",
+        "snapshots",
+    ];
+    assert_eq!(names, expected);
 }
 
 /// Not a test of its own: the process that [`what_was_acknowledged_survives_kill_minus_9`] kills.

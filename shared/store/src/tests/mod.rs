@@ -3,6 +3,7 @@
 mod bench;
 mod core_ends;
 mod crash;
+mod encryption;
 mod files;
 mod group;
 mod hooked;

@@ -101,7 +101,7 @@ fn a_full_disk_is_known_early_and_still_takes_votes_and_marks() {
         segment_bytes: 1 << 20,
         ..Options::default()
     };
-    let log: Log<Text> = Log::open(Arc::new(disk.clone()), Path::new(DIR), options, None).unwrap();
+    let log: Log<Text> = Log::open(Arc::new(disk.clone()), Path::new(DIR), options, &Keys::default(), None).unwrap();
     let mut hand = Hand::new(log, 0);
     hand.append(100);
     disk.refuse(Some(ErrorKind::StorageFull));
