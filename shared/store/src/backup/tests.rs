@@ -334,3 +334,63 @@ fn no_bytes_make_it_panic() {
         refused(read(&identity, &sealed(&identity, &head)));
     }
 }
+
+/// Most memory that this process had so far, MiB.
+fn most_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().split(' ').next()?.parse::<u64>().ok())
+        .unwrap_or_default()
+        / 1024
+}
+
+/// `cargo test -p ursa-store --lib -- --ignored --nocapture a_hundred_thousand`: what a backup and a restore of that many cost.
+#[tokio::test]
+#[ignore = "measures, and takes a while"]
+async fn a_hundred_thousand_resources() {
+    let mut state = State::default();
+    state.apply(1, &ursa_state::Command::Init { history: HistoryId(1) });
+    for n in 0..1000 {
+        let ops = (0..100).map(|m| crate::tests::op(&format!("m{}", n * 100 + m), n)).collect();
+        state.apply(n + 2, &ursa_state::Command::Change(crate::testing::changeset(NOW.0, ops)));
+    }
+    let identity = Identity::generate().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("backup");
+    let head = Head {
+        program: String::new(),
+        history: state.history_id(),
+        revision: state.view().revision(),
+        oldest: 0,
+        changed: NOW,
+        taken: NOW,
+        node: 1,
+        term: 1,
+        members: BTreeMap::new(),
+        feature_level: 0,
+        kinds: BTreeMap::new(),
+        origin: None,
+    };
+    let (before, begun) = (most_memory(), tokio::time::Instant::now());
+    let mut out = io::BufWriter::new(std::fs::File::create(&path).unwrap());
+    write(&head, &state, &[identity.recipient()], &mut out).unwrap();
+    out.flush().unwrap();
+    let size = path.metadata().unwrap().len() >> 20;
+    println!(
+        "backup: {:?}, {size} MiB, {} MiB more memory",
+        begun.elapsed(),
+        most_memory() - before
+    );
+    let (before, begun) = (most_memory(), tokio::time::Instant::now());
+    let input = io::BufReader::new(std::fs::File::open(&path).unwrap());
+    let state = Backup::open(&[identity], input).unwrap().state().unwrap();
+    println!("read: {:?}, {} MiB more memory", begun.elapsed(), most_memory() - before);
+    let begun = tokio::time::Instant::now();
+    let disk: Arc<dyn Disk> = Arc::new(crate::disk::RealDisk);
+    let config = StoreConfig::new(dir.path().join("data"), 1);
+    restore::restore(&config, &disk, &head, &state, NOW).await.unwrap();
+    println!("restore: {:?}, at most {} MiB memory", begun.elapsed(), most_memory());
+    let store = Store::open(config, disk, &Tasks::new()).await.unwrap();
+    assert_eq!(store.view().len(), 100_000);
+    store.shutdown().await.unwrap();
+}

@@ -26,6 +26,10 @@ fn key(name: &str) -> ResourceKey {
     ResourceKey::mesh_itself(name).unwrap()
 }
 
+pub(crate) fn op(name: &str, n: u64) -> Op {
+    put(name, n)
+}
+
 fn put(name: &str, n: u64) -> Op {
     put_expecting(name, n, Expect::Any)
 }
