@@ -40,6 +40,6 @@ pub use error::{Error, OpenError};
 pub use level::Levels;
 pub use net::{ClusterConfig, NodeTls, PeerNode, PeerStatus, Peers, QuorumContact, Refusal};
 pub use raft::Timings;
-pub use store::members::{MemberChange, MemberDone, MemberError, Objection};
 pub use store::early::NotEarly;
+pub use store::members::{MemberChange, MemberDone, MemberError, Objection};
 pub use store::{FirstStart, Role, Store, StoreConfig, StoreStatus};

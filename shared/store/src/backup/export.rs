@@ -57,7 +57,7 @@ impl Store {
             node: status.node_id,
             term: status.term,
             members: status.members,
-            feature_level: state.feature_level(),
+            feature_level: crate::level::of(state.feature_level()),
             kinds,
             origin: state.view().origin().cloned(),
         };

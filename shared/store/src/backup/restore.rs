@@ -32,6 +32,11 @@ pub enum RestoreError {
     Unfinished { dir: PathBuf },
     #[error("the list of members cannot be used: {reason}; correct it and restore again, nothing was changed")]
     Members { reason: String },
+    #[error(
+        "the backup is at feature level {level}, and this program knows levels {known}: restore it with the version that wrote it, or a newer one; \
+         nothing was changed"
+    )]
+    Level { level: u32, known: crate::Levels },
     #[error("the folder cannot be made")]
     Folder(#[source] OpenError),
 }
@@ -125,6 +130,10 @@ pub async fn restore(
 ) -> Result<(HistoryId, Origin), RestoreError> {
     is_possible(config, &**disk)?;
     let address = own_address(config).map_err(|reason| RestoreError::Members { reason })?;
+    let (level, known) = (crate::level::of(state.feature_level()), config.levels());
+    if level > known.max {
+        return Err(RestoreError::Level { level, known });
+    }
     let dir = &config.data_dir;
     let mark = dir.join(MARK);
     disk.create_dir(dir).map_err(io("make", dir))?;

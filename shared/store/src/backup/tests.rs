@@ -183,6 +183,25 @@ async fn a_restored_node_goes_on_in_a_history_of_its_own() {
 }
 
 #[tokio::test]
+async fn a_backup_of_a_newer_feature_level_is_refused() {
+    let identity = Identity::generate().unwrap();
+    let (_, file) = backed_up(&identity).await;
+    let head = opened(&identity, &file).unwrap().head;
+    let mut state = read(&identity, &file).unwrap();
+    let level = crate::Levels::BUILT.max + 1;
+    state.apply(100, &ursa_state::Command::RaiseFeatureLevel { level });
+    let disk = SimDisk::new(1);
+    let mut config = config();
+    config.levels = crate::Levels::BUILT;
+    let error = restore::restore(&config, &shared(&disk), &head, &state, NOW).await.unwrap_err();
+    assert!(
+        matches!(&error, RestoreError::Level { .. }) && error.to_string().contains("with the version that wrote it"),
+        "{error}"
+    );
+    assert!(disk.list(Path::new(DIR)).is_err(), "nothing was made");
+}
+
+#[tokio::test]
 async fn a_restore_that_is_cut_short_is_never_taken_for_a_node() {
     let identity = Identity::generate().unwrap();
     let (_, file) = backed_up(&identity).await;

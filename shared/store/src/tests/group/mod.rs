@@ -1,8 +1,8 @@
 //! Several stores as one group: real files, real TLS over loopback, links that can be cut.
 mod early;
 mod faults;
-mod levels;
 mod full;
+mod levels;
 mod membership;
 mod misuse;
 mod rounds;
