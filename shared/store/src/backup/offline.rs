@@ -85,10 +85,7 @@ pub(super) async fn go_on(
 async fn save(disk: &Arc<dyn Disk>, snapshots: &Arc<Snapshots>, alone: &Alone, last: EntryId, state: &State) -> Result<(), OpenError> {
     let meta = Meta {
         last: Some(last),
-        members: alone.members(EntryId {
-            index: last.index.min(state.applied_index()),
-            ..last
-        }),
+        members: alone.members(last),
         history: state.history_id(),
         revision: state.view().revision(),
     };

@@ -208,9 +208,9 @@ async fn a_restore_that_is_cut_short_is_never_taken_for_a_node() {
     let head = opened(&identity, &file).unwrap().head;
     let state = read(&identity, &file).unwrap();
     let mut seen = [0; 3];
-    for seed in 0..120 {
+    for seed in 0..300 {
         let disk = SimDisk::new(seed);
-        disk.power_off_in(seed % 60);
+        disk.power_off_in(seed % 150);
         let done = restored(&disk, &head, &state).await.is_ok();
         let disk = disk.power_loss();
         let empty = disk.list(Path::new(DIR)).map_or(true, |names| names.is_empty());
@@ -288,9 +288,9 @@ async fn the_one_with_the_newest_entry_is_the_best() {
 #[tokio::test]
 async fn a_recovered_node_is_the_old_one_or_the_new_one_whenever_the_power_goes() {
     let mut seen = [0; 2];
-    for seed in 0..120 {
+    for seed in 0..300 {
         let (disk, old, revision) = survivor(seed).await;
-        disk.power_off_in(seed % 60);
+        disk.power_off_in(seed % 150);
         let done = recover::recover(&config(), &shared(&disk), NOW).await;
         let disk = disk.power_loss();
         let store = on_disk(&disk, &Tasks::new()).await.unwrap();
