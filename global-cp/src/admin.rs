@@ -12,12 +12,12 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1, header};
+use hyper::{HeaderMap, Method, Request, StatusCode, body::Bytes, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use ursa_runtime::{config, fs, lease::within, tls};
 
 use crate::config::Config;
@@ -27,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A PEM file, a token.
 const MAX_FILE: u64 = 1024 * 1024;
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
+
+type Connection = http1::Connection<TokioIo<TlsStream<TcpStream>>, Full<Bytes>>;
 
 /// Which control plane to ask, and as whom. What is not given is taken from its configuration file, so that on its machine nothing needs
 /// to be.
@@ -112,15 +114,66 @@ impl Admin {
     async fn ask(&self, method: Method, path: &str, body: Bytes) -> Result<Value> {
         let answered = within(PATIENCE, self.exchange(method, path, body)).await;
         let (status, body) = answered.with_context(|| format!("{} does not answer", self.address))??;
-        let value: Value = serde_json::from_slice(&body).unwrap_or_default();
-        if status.is_success() {
-            return Ok(value);
+        match status.is_success() {
+            true => Ok(serde_json::from_slice(&body).unwrap_or_default()),
+            false => Err(self.refused(status, &body)),
         }
-        let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
-        bail!("{} answers {status}: {}: {}", self.address, text("title"), text("detail"))
     }
 
-    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes)> {
+    /// A request whose answer may be large: `take` gets it in pieces, after the headers of a success were handed to `begin`.
+    ///
+    /// # Errors
+    /// As [`Admin::call`]; those of `take`; the answer breaks off, or stands still.
+    pub async fn download(
+        &self,
+        path: &str,
+        body: &Value,
+        begin: impl FnOnce(&HeaderMap),
+        mut take: impl FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let (mut sender, connection) = within(PATIENCE, self.connect())
+            .await
+            .with_context(|| format!("{} does not answer", self.address))??;
+        let request = self.request(Method::POST, path, body.to_string().into())?;
+        let mut connection = pin!(connection);
+        let mut whole = pin!(async {
+            let answer = within(PATIENCE, sender.send_request(request)).await;
+            let answer = answer.with_context(|| format!("{} does not answer", self.address))??;
+            let status = answer.status();
+            if !status.is_success() {
+                let body = Limited::new(answer.into_body(), MAX_ANSWER).collect().await;
+                let body = body.map_err(|error| anyhow::anyhow!("the answer breaks off: {error}"))?;
+                return Err(self.refused(status, &body.to_bytes()));
+            }
+            begin(answer.headers());
+            let mut body = answer.into_body();
+            loop {
+                let piece = within(PATIENCE, body.frame()).await;
+                let Some(piece) = piece.with_context(|| format!("{} sends nothing any more", self.address))? else {
+                    return Ok(());
+                };
+                if let Some(bytes) = piece.context("the answer breaks off")?.data_ref() {
+                    take(bytes)?;
+                }
+            }
+        });
+        let mut ended = false;
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut whole => return done,
+                _ = &mut connection, if !ended => ended = true,
+            }
+        }
+    }
+
+    fn refused(&self, status: StatusCode, body: &Bytes) -> anyhow::Error {
+        let value: Value = serde_json::from_slice(body).unwrap_or_default();
+        let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+        anyhow::anyhow!("{} answers {status}: {}: {}", self.address, text("title"), text("detail"))
+    }
+
+    async fn connect(&self) -> Result<(http1::SendRequest<Full<Bytes>>, Connection)> {
         let host = match self.address.rsplit_once(':') {
             Some((host, port)) if port.parse::<u16>().is_ok() => host.trim_start_matches('[').trim_end_matches(']'),
             _ => bail!("{:?} is not host:port", self.address),
@@ -134,8 +187,11 @@ impl Admin {
             .connect(name, stream)
             .await
             .with_context(|| format!("TLS with {}; --ca-file names the CA of its certificate", self.address))?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let request = Request::builder()
+        Ok(http1::handshake(TokioIo::new(stream)).await?)
+    }
+
+    fn request(&self, method: Method, path: &str, body: Bytes) -> Result<Request<Full<Bytes>>> {
+        Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, &self.address)
@@ -143,7 +199,12 @@ impl Admin {
             .header(header::AUTHORIZATION, format!("Bearer {}", self.token))
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
-            .context("the request")?;
+            .context("the request")
+    }
+
+    async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes)> {
+        let (mut sender, connection) = self.connect().await?;
+        let request = self.request(method, path, body)?;
         let mut connection = pin!(connection);
         let mut exchange = pin!(async {
             let answer = sender.send_request(request).await?;

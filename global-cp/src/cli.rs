@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 
-use crate::{encryption, held, member, pki};
+use crate::{backup, encryption, held, member, pki, recover, restore};
 
 /// The global control plane of Ursa: keeps the meshes' resources and syncs them to the zones.
 #[derive(Parser)]
@@ -37,6 +37,12 @@ pub enum Command {
     /// How the data of a node is encrypted on its disk; a new data key.
     #[command(subcommand)]
     Encryption(encryption::Command),
+    /// Write everything that a running control plane holds into a file that is encrypted to recipients.
+    Backup(backup::Args),
+    /// Make the data folder of the first node of a new control plane from a backup.
+    Restore(restore::Args),
+    /// When the majority of the nodes is lost for good: go on alone with what this node has, after showing what may be lost.
+    Recover(recover::Args),
 }
 
 /// Settings that can be given as flags.

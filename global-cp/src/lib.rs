@@ -2,9 +2,12 @@
 
 pub mod admin;
 pub mod app;
+pub mod backup;
 pub mod cli;
 pub mod config;
 pub mod encryption;
 pub mod held;
 pub mod member;
 pub mod pki;
+pub mod recover;
+pub mod restore;

@@ -2,10 +2,10 @@
 
 use clap::Parser;
 use ursa_global_cp::{
-    app,
+    app, backup,
     cli::{Cli, Command},
     config::Config,
-    encryption, held, member, pki,
+    encryption, held, member, pki, recover, restore,
 };
 use ursa_runtime::{config, telemetry, tls};
 
@@ -18,21 +18,15 @@ fn main() -> anyhow::Result<()> {
     let (file, overrides) = match Cli::parse().command {
         Command::Run { config, overrides } => (config, overrides),
         Command::Pki(command) => return pki::run(&command),
-        Command::HeldRemovals(command) => {
-            tls::install_provider();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            return runtime.block_on(held::run(&command));
-        }
-        Command::Member(command) => {
-            tls::install_provider();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            return runtime.block_on(member::run(&command));
-        }
-        Command::Encryption(command) => {
-            tls::install_provider();
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            return runtime.block_on(encryption::run(&command));
-        }
+        Command::HeldRemovals(command) => return wait(held::run(&command)),
+        Command::Member(command) => return wait(member::run(&command)),
+        Command::Encryption(command) => return wait(encryption::run(&command)),
+        Command::Backup(args) => return wait(backup::run(&args)),
+        Command::Restore(args) => return wait(restore::run(&args)),
+        Command::Recover(args) => match wait(recover::run(&args))? {
+            recover::Outcome::Done => return Ok(()),
+            recover::Outcome::NotAccepted => std::process::exit(recover::NOT_ACCEPTED),
+        },
     };
     let config = config::load::<Config>(file.as_deref(), &overrides)?.validate()?;
     telemetry::init(&config.telemetry);
@@ -42,4 +36,13 @@ fn main() -> anyhow::Result<()> {
         .build()?
         .block_on(app::run(config))?
         .exit()
+}
+
+/// Runs a command that is soon done.
+fn wait<T>(command: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tls::install_provider();
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(command)
 }

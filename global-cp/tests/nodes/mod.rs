@@ -1,6 +1,8 @@
 //! Real `global-cp` processes on addresses of their own, and what a client and a zone need to talk to them.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub mod zone;
+
 use std::{
     fs::File,
     net::Ipv4Addr,

@@ -33,7 +33,7 @@ pub(crate) fn contact(timing: Timing) -> Duration {
 }
 
 /// The node's certificate as its files say now.
-fn node_tls(cluster: &Cluster) -> Result<NodeTls> {
+pub(crate) fn node_tls(cluster: &Cluster) -> Result<NodeTls> {
     let read = |path: &Path| -> Result<String> {
         let bytes = fs::read_bounded(path, MAX_PEM).with_context(|| format!("cannot read {}", path.display()))?;
         String::from_utf8(bytes).with_context(|| format!("{} is no PEM file", path.display()))

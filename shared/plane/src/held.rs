@@ -79,7 +79,7 @@ impl HeldView {
             since: listed.since.rfc3339(),
             waits_for: match listed.wait {
                 Wait::Grace if !kept => "time",
-                Wait::Grace | Wait::Operator => "operator",
+                Wait::Grace | Wait::Operator | Wait::OtherHistory => "operator",
             }
             .to_owned(),
             ends: listed.ends.filter(|_| !kept).map(|ends| ends.rfc3339()),

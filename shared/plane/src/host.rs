@@ -23,7 +23,7 @@ use ursa_store::{Store, StoreConfig, disk::RealDisk};
 use ursa_sync::Claims;
 
 use crate::{
-    Plane,
+    Plane, backup,
     cluster::{self, StoreQuorum, node_of},
     config::{self, Cluster, Encryption, History, Timing, Tls},
     encryption,
@@ -259,14 +259,13 @@ impl Host {
             based_on_kuma: Some(BASED_ON_KUMA.to_owned()),
         };
         let api = Api::new(site, Arc::new(self.plane.clone()), info, config, self.stages.clone());
-        let router = ursa_rest::router_with(
-            api,
-            self.shown
-                .router()
-                .merge(self.held.router())
-                .merge(members::router(self.plane.store.clone()))
-                .merge(encryption::router(self.plane.store.clone())),
-        );
+        let mut others = self.shown.router().merge(self.held.router());
+        others = others.merge(members::router(self.plane.store.clone()));
+        others = others.merge(encryption::router(self.plane.store.clone()));
+        if self.plane.role == Role::Global {
+            others = others.merge(backup::router(self.plane.store.clone()));
+        }
+        let router = ursa_rest::router_with(api, others);
         self.serve_https("api", address, router, &["h2", "http/1.1"], Versions::Tls12AndTls13)
             .await
     }

@@ -2,6 +2,7 @@
 //! API. The programs add what differs: KDS server or client, and everything about proxies.
 //! Invariant: this crate decides nothing about resources; it connects the crates that do.
 
+mod backup;
 mod cluster;
 pub mod config;
 mod encryption;
@@ -11,6 +12,7 @@ mod held;
 mod host;
 mod members;
 mod metrics;
+pub mod offline;
 mod plane;
 mod retention;
 mod status;

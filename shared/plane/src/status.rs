@@ -77,6 +77,9 @@ pub(crate) struct ClusterView {
     pub(crate) term: u64,
     pub(crate) leader: Option<u64>,
     history: String,
+    /// Which history this one goes on from, if it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origin: Option<ursa_state::Origin>,
     pub(crate) revision: u64,
     #[serde(flatten)]
     pub(crate) logs: Logs,
@@ -236,6 +239,7 @@ fn view(parts: &Parts) -> ClusterView {
         term: status.term,
         leader: status.leader,
         history: status.history.to_string(),
+        origin: store.view().origin().cloned(),
         revision: status.revision,
         logs: logs(&mine),
         purged: status.purged,

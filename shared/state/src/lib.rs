@@ -5,6 +5,7 @@
 //! - [`state`]: [`State::apply`], the one function that changes anything; [`snapshot`]: all of it as bytes.
 //! - [`view`]: [`View`], an immutable picture at one revision; all consumers work on views.
 //! - [`history`]: what earlier revisions changed; [`past`]: reading it.
+//! - [`origin`]: a history that goes on from another one, after a restore or the loss of a majority.
 //! - `requests`: which requests were answered already.
 //! - [`observed`]: the observed tier, kept in memory and never a Raft entry.
 //! - [`catalog`]: both tiers behind one set of reads.
@@ -13,6 +14,7 @@ pub mod catalog;
 pub mod change;
 pub mod history;
 pub mod observed;
+pub mod origin;
 pub mod past;
 mod requests;
 pub mod snapshot;
@@ -26,6 +28,7 @@ pub use change::{
 };
 pub use history::{Kept, MAX_BYTES, MAX_REVISIONS, RECENT};
 pub use observed::{Authority, Observed, ObservedView};
+pub use origin::{Anew, By, GAP, Origin};
 pub use past::{LogEntry, Operation, Past, PastError, Retention, Wanted};
 pub use requests::{MAX_REQUESTS, MIN_REQUESTS, REQUEST_MILLIS};
 pub use snapshot::SnapshotError;

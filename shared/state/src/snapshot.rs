@@ -21,6 +21,7 @@ use ursa_model::{Resource, Timestamp};
 use crate::{
     change::{Applied, GlobalRevision, HistoryId, RequestId, Revision, RevisionChanges},
     history::{Block, Damaged, History},
+    origin::Origin,
     state::State,
     view::View,
 };
@@ -30,6 +31,8 @@ const MAGIC: &[u8; 8] = b"URSASTAT";
 const FORMAT: u32 = 2;
 /// Version of a document that is JSON alone.
 const FORMAT_JSON: u32 = 1;
+/// Bytes of JSON that are written at a time.
+const PIECE: usize = 64 << 10;
 
 /// Why a snapshot could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -72,13 +75,18 @@ impl State {
             changes: history.recent().collect(),
             requests: self.requests.iter().map(|(index, id, _, answer)| (index, id, answer)).collect(),
             request_times: self.requests.iter().map(|(.., at, _)| at).collect(),
+            origin: self.view.origin.as_deref(),
         };
-        let json = serde_json::to_vec(&document).map_err(SnapshotError::Json)?;
+        // Measured first and written then: in memory it would be as large again as the state.
+        let mut length = Counter(0);
+        serde_json::to_writer(&mut length, &document).map_err(SnapshotError::Json)?;
         out.write_all(MAGIC)?;
         out.write_all(&FORMAT.to_le_bytes())?;
-        out.write_all(&(json.len() as u64).to_le_bytes())?;
-        out.write_all(&json)?;
-        drop(json);
+        out.write_all(&length.0.to_le_bytes())?;
+        let mut buffered = std::io::BufWriter::with_capacity(PIECE, &mut out);
+        serde_json::to_writer(&mut buffered, &document).map_err(of_writer)?;
+        buffered.flush()?;
+        drop(buffered);
         out.write_all(&(history.blocks().count() as u64).to_le_bytes())?;
         for block in history.blocks() {
             block.write(&mut out)?;
@@ -138,6 +146,7 @@ impl State {
                 time: document.time,
                 global: document.global,
                 history: History::starting_at(document.floor),
+                origin: document.origin,
                 ..View::default()
             },
             revision_base: document.revision_base,
@@ -163,6 +172,29 @@ impl State {
     }
 }
 
+/// What the disk or the network said comes as what it is: it says nothing about the document.
+fn of_writer(error: serde_json::Error) -> SnapshotError {
+    if error.is_io() {
+        SnapshotError::Io(error.into())
+    } else {
+        SnapshotError::Json(error)
+    }
+}
+
+/// Takes bytes and only counts them.
+struct Counter(u64);
+
+impl Write for Counter {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0 += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
 fn length(input: &mut impl Read) -> Result<u64, SnapshotError> {
     let mut len = [0; 8];
     input.read_exact(&mut len)?;
@@ -185,6 +217,8 @@ struct DocumentRef<'a> {
     requests: Vec<(u64, RequestId, &'a Applied)>,
     /// Of the requests, in the same order.
     request_times: Vec<Timestamp>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    origin: Option<&'a Origin>,
 }
 
 #[derive(Deserialize)]
@@ -203,4 +237,6 @@ struct Document {
     requests: Vec<(u64, RequestId, Applied)>,
     #[serde(default)]
     request_times: Vec<Timestamp>,
+    #[serde(default)]
+    origin: Option<Arc<Origin>>,
 }

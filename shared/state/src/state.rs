@@ -150,7 +150,7 @@ impl State {
         applied
     }
 
-    fn record(&mut self, revision: Revision, at: Timestamp, set: &Changeset, changes: Vec<Change>) {
+    pub(crate) fn record(&mut self, revision: Revision, at: Timestamp, set: &Changeset, changes: Vec<Change>) {
         let entry = RevisionChanges {
             revision,
             at,

@@ -9,6 +9,7 @@ use ursa_model::{Kind, Resource, ResourceKey, Timestamp};
 use crate::{
     change::{GlobalRevision, HistoryId, Revision, RevisionChanges},
     history::History,
+    origin::Origin,
     past::Past,
 };
 
@@ -32,11 +33,17 @@ pub struct View {
     pub(crate) global: Option<GlobalRevision>,
     pub(crate) objects: Objects,
     pub(crate) history: History,
+    pub(crate) origin: Option<Arc<Origin>>,
 }
 
 impl View {
     pub fn history_id(&self) -> HistoryId {
         self.history_id
+    }
+
+    /// Where the history comes from; `None` for one that began with nothing.
+    pub fn origin(&self) -> Option<&Origin> {
+        self.origin.as_deref()
     }
 
     /// The newest changeset in this picture; 0 before the first.

@@ -128,6 +128,9 @@ pub enum OpenError {
         path.display()
     )]
     PeersLost { path: PathBuf },
+    /// A restore into the folder was cut short.
+    #[error("a restore into {} was cut short: remove everything in it, and restore again", dir.display())]
+    Unfinished { dir: PathBuf },
     /// The log no longer reaches back to the newest snapshot that can be read.
     #[error(
         "the log begins after entry {purged}, and no snapshot that can be read reaches that far: restore the snapshots from a copy, or remove this node's data folder and let it rejoin"

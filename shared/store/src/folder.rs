@@ -262,6 +262,24 @@ impl Folder {
         written
     }
 
+    /// It goes on in another history, as another folder that has met nobody. Blocks on the disk.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn renewed(&mut self, history: HistoryId) -> std::io::Result<()> {
+        let boot = self.node.boots.last().copied();
+        self.node = Node {
+            node_id: self.node.node_id,
+            history: Some(history),
+            folder: Uuid::new_v4(),
+            start: 1,
+            boots: boot.into_iter().collect(),
+            formed: false,
+            founder: false,
+        };
+        self.write_node()
+    }
+
     /// To be asked before anything in the folder is written.
     pub fn held(&self) -> Held {
         self.held.clone()

@@ -4,8 +4,8 @@
 //! guessed over; only this crate knows openraft and sled.
 //!
 //! - [`store`]: opening, proposing, reading. - [`log`]: the journal on disk. - [`snapshot`]: files of the whole state.
-//! - [`net`]: the other nodes of the group, over gRPC and mutual TLS.
-//! - [`seal`]: encryption of all three at rest.
+//! - [`backup`]: all of it as one encrypted file, and what is made of one. - [`net`]: the other nodes of the group, over gRPC and mutual TLS.
+//! - [`seal`]: encryption of log, snapshots and cache at rest.
 //! - [`cache`]: what can be rebuilt, in sled. - [`disk`]: the I/O underneath, real and simulated. - [`codec`]: what bytes mean.
 //!
 //! ```no_run
@@ -18,6 +18,7 @@
 //! store.shutdown().await?;
 //! # Ok(()) }
 //! ```
+pub mod backup;
 pub mod cache;
 pub mod codec;
 pub mod defects;

@@ -28,6 +28,7 @@ use ursa_runtime::lease::{self, Deadline};
 use ursa_runtime::tasks::Tasks;
 use ursa_state::{Command, HistoryId, Revision, View};
 
+use crate::backup;
 use crate::cache::Cache;
 use crate::codec::Peer;
 use crate::disk::Disk;
@@ -235,20 +236,22 @@ impl std::fmt::Debug for Store {
 }
 
 /// What is on disk, checked.
-struct Stored {
-    folder: Folder,
+pub(crate) struct Stored {
+    pub(crate) folder: Folder,
     keys: Keys,
     known: Known,
-    log: Log<Entry>,
+    pub(crate) log: Log<Entry>,
     confirmed: Arc<Confirmed>,
-    snapshots: Arc<Snapshots>,
-    machine: Machine,
+    pub(crate) snapshots: Arc<Snapshots>,
+    pub(crate) machine: Machine,
 }
 
-fn open_stored(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Stored, OpenError> {
+pub(crate) fn open_stored(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Stored, OpenError> {
     let (mut folder, lock) = Folder::open(disk.clone(), &config.data_dir, config.node_id)?;
     let keys = Keys::open(&mut folder, config.encryption.as_ref())?;
     let noted = Noted::open(disk.clone(), &folder, config.levels())?;
+    let (snapshots, loaded, mut damaged) = Snapshots::open(disk.clone(), &folder.part("snapshots"), &keys)?;
+    backup::settle(&**disk, &mut folder, loaded.as_ref().map(|loaded| &loaded.state))?;
     let missing = match &config.cluster {
         None => Missing::Fine,
         Some(_) if folder.has_place() => Missing::Lost,
@@ -264,7 +267,6 @@ fn open_stored(config: &StoreConfig, disk: &Arc<dyn Disk>) -> Result<Stored, Ope
             source,
         })?;
     }
-    let (snapshots, loaded, mut damaged) = Snapshots::open(disk.clone(), &folder.part("snapshots"), &keys)?;
     let guard = lock.map(|lock| Box::new(lock) as log::Guard);
     let log: Log<Entry> = Log::open(disk.clone(), &folder.part("log"), config.log, &keys, guard)?;
     let state = log.state();
@@ -312,10 +314,11 @@ impl Store {
         let identity = cluster::identity(&config)?;
         let (at, on) = (config.clone(), disk.clone());
         let stored = if disk.waits() {
-            tokio::task::spawn_blocking(move || open_stored(&at, &on))
+            tokio::task::spawn_blocking(move || backup::is_finished(&*on, &at.data_dir).and_then(|()| open_stored(&at, &on)))
                 .await
                 .map_err(|error| OpenError::Start(error.to_string()))??
         } else {
+            backup::is_finished(&*on, &at.data_dir)?;
             open_stored(&at, &on)?
         };
         let Stored {

@@ -215,6 +215,7 @@ impl<'a> Past<'a> {
         }
         let (revision, time) = newest.unwrap_or((at, Timestamp::default()));
         Ok(View {
+            origin: self.0.origin.clone(),
             history_id: self.0.history_id,
             revision,
             time,

@@ -16,6 +16,7 @@ use ursa_runtime::{Backoff, CancellationToken};
 use ursa_state::{Command, State, View};
 
 use super::{TypeConfig, entry_id, from_stored, log_id, to_stored};
+use crate::codec::StoredMembers;
 #[cfg(feature = "defects")]
 use crate::defects::{self, Defect};
 use crate::disk;
@@ -129,6 +130,15 @@ impl Machine {
                 return Err(io::Error::other("the store was closed"));
             }
         }
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The members that the newest snapshot names.
+    pub(crate) fn stored_members(&self) -> StoredMembers {
+        from_stored(&self.members)
     }
 
     fn publish(&self) {

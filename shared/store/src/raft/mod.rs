@@ -114,6 +114,23 @@ fn from_stored(stored: &StoredMembershipOf<TypeConfig>) -> StoredMembers {
     }
 }
 
+/// An entry without content.
+pub(crate) fn blank(id: EntryId) -> Entry {
+    Entry {
+        log_id: log_id(id),
+        payload: openraft::EntryPayload::Blank,
+    }
+}
+
+/// What an entry is.
+pub(crate) fn payload(entry: &Entry) -> Payload {
+    match &entry.payload {
+        openraft::EntryPayload::Blank => Payload::Blank,
+        openraft::EntryPayload::Normal(proposal) => Payload::Command(proposal.clone()),
+        openraft::EntryPayload::Membership(membership) => Payload::Members(from_membership(membership)),
+    }
+}
+
 impl Item for Entry {
     fn id(&self) -> EntryId {
         entry_id(&self.log_id)

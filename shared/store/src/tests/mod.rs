@@ -27,6 +27,10 @@ fn key(name: &str) -> ResourceKey {
     ResourceKey::mesh_itself(name).unwrap()
 }
 
+pub(crate) fn op(name: &str, n: u64) -> Op {
+    put(name, n)
+}
+
 fn put(name: &str, n: u64) -> Op {
     put_expecting(name, n, Expect::Any)
 }
@@ -47,11 +51,11 @@ fn set(name: &str, n: u64) -> Changeset {
     changeset(1_700_000_000_000 + n, vec![put(name, n)])
 }
 
-async fn write(store: &Store, name: &str, n: u64) -> Result<u64, Error> {
+pub(crate) async fn write(store: &Store, name: &str, n: u64) -> Result<u64, Error> {
     store.propose(set(name, n)).await.map(|applied| applied.revision)
 }
 
-fn value(view: &View, name: &str) -> Option<u64> {
+pub(crate) fn value(view: &View, name: &str) -> Option<u64> {
     view.get(&key(name))
         .and_then(|resource| resource.spec.get("n").and_then(Value::as_u64))
 }

@@ -4,8 +4,8 @@
 //!
 //! **Removals that a first set implies.** If the peer proves to be who it was (same history, no step back) they are done. Otherwise (a
 //! stock peer, a global restored from a backup, a zone that lost its disk) they are held: reported and left alone until they return, are
-//! removed by name, or a first set of a known peer confirms them. Held for a grace; but root kinds, and more than a fifth of a kind, wait
-//! for the operator. As long as anything is held the peer is not remembered as known, so that no later stream believes it either. Kinds of the observed tier are what the peer says they are, always.
+//! removed by name, or a first set of a known peer confirms them. Held for a grace; but root kinds, more than a fifth of a kind, and in a
+//! zone everything that a global with another history lacks, wait for the operator. As long as anything is held the peer is not remembered as known, so that no later stream believes it either. Kinds of the observed tier are what the peer says they are, always.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ use ursa_model::{
     kind::{Tier, mesh_trust::MeshTrust},
     wire::Incoming,
 };
-use ursa_state::{Catalog, Expect, GlobalRevision, Op, Put, observed::Observation};
+use ursa_state::{Catalog, Expect, GlobalRevision, HistoryId, Op, Put, observed::Observation};
 
 use super::{
     pending::{OfKind, Pending},
@@ -33,6 +33,9 @@ pub enum Wait {
     Grace,
     /// A person; time only if the peer turns out to be the one it was.
     Operator,
+    /// A person, whatever the peer turns out to be: its store says itself that it is not the one that it was. A restored one has even the
+    /// old one's cluster id.
+    OtherHistory,
 }
 
 /// Removals of one kind that are held.
@@ -104,6 +107,11 @@ pub(super) fn build(pending: &mut Pending, site: &Site, catalog: &Catalog, known
         (Some(known), Some(at)) => known.history == at.history && at.revision >= known.revision,
         _ => false,
     };
+    // A global that was restored or recovered knows nothing of what was made since: that is not for time to remove.
+    let other = match (site, known, pending.global) {
+        (Site::Zone, Some(known), Some(at)) => known.history != at.history && known.history != HistoryId::default(),
+        _ => false,
+    };
     let news = pending
         .global
         .filter(|at| matches!(site, Site::Zone) && catalog.durable.global() != Some(*at));
@@ -122,7 +130,7 @@ pub(super) fn build(pending: &mut Pending, site: &Site, catalog: &Catalog, known
             .cloned()
             .collect();
         if of_kind.full {
-            let (removed, held) = implied(*kind, of_kind, site, catalog, trusted);
+            let (removed, held) = implied(*kind, of_kind, site, catalog, (trusted, other));
             gone.extend(removed);
             batch.held.insert(*kind, held);
         }
@@ -157,12 +165,16 @@ pub(super) fn build(pending: &mut Pending, site: &Site, catalog: &Catalog, known
 }
 
 /// Removals that a first set implies: done now, and held.
-fn implied(kind: Kind, of_kind: &OfKind, site: &Site, catalog: &Catalog, trusted: bool) -> (Vec<ResourceKey>, Held) {
+fn implied(kind: Kind, of_kind: &OfKind, site: &Site, catalog: &Catalog, (trusted, other): (bool, bool)) -> (Vec<ResourceKey>, Held) {
     let stored: Vec<_> = catalog.list(kind).into_iter().filter(|r| site.owns(r)).collect();
     let named = |key: &ResourceKey| of_kind.upserts.contains_key(key) || of_kind.kept.contains(key) || of_kind.removals.contains(key);
     let missing: Vec<ResourceKey> = stored.iter().map(|r| r.key.clone()).filter(|key| !named(key)).collect();
     let much = ROOT_KINDS.contains(&kind) || missing.len() * HOLD_FRACTION > stored.len();
-    let wait = if much { Wait::Operator } else { Wait::Grace };
+    let wait = match (other, much) {
+        (true, _) => Wait::OtherHistory,
+        (false, true) => Wait::Operator,
+        (false, false) => Wait::Grace,
+    };
     if trusted || catalog.role.tier(kind) == Tier::Observed {
         return (missing, Held { keys: Vec::new(), wait });
     }

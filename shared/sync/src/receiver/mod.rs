@@ -220,7 +220,12 @@ impl Receiver {
             }
             Event::GraceOver(keys) => {
                 let same = self.is_the_same_global(catalog);
-                self.remove_held(|held, key| (held.wait == Wait::Grace || same) && keys.contains(key));
+                let by_time = |wait| match wait {
+                    Wait::Grace => true,
+                    Wait::Operator => same,
+                    Wait::OtherHistory => false,
+                };
+                self.remove_held(|held, key| by_time(held.wait) && keys.contains(key));
                 self.release(catalog, &mut out);
             }
             Event::Confirmed(kind) => {

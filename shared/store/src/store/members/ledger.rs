@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::store::Store;
 
 /// Name of the resource.
-const NAME: &str = "ursa-members";
+pub(crate) const NAME: &str = "ursa-members";
 /// A token that was used or has ended is remembered for so long, to say so to whoever brings it.
 const REMEMBERED_MS: u64 = 30 * 24 * 60 * 60 * 1000;
 

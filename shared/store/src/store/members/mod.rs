@@ -24,6 +24,7 @@ use uuid::Uuid;
 pub(crate) use follow::run as follow;
 pub(crate) use join::run as join;
 use ledger::Ledger;
+pub(crate) use ledger::NAME as LEDGER;
 
 use super::Store;
 use crate::error::Error;

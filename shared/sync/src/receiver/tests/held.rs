@@ -209,7 +209,11 @@ fn what_is_held_is_not_removed_while_its_return_is_on_its_way() {
     );
     // The round that brings a0 back is not complete yet.
     receiver.handle(response("MeshZoneAddress", "3", addresses(0..1), &[]), &memory.catalog());
-    let removed = batch(&grace_over(&mut receiver, &memory)).unwrap();
+    assert!(
+        batch(&grace_over(&mut receiver, &memory)).is_none(),
+        "time removes nothing for another history"
+    );
+    let removed = batch(&receiver.handle(Event::Confirmed(None), &memory.catalog())).unwrap();
     assert_eq!(delete_keys(&removed), ["a1"]);
     assert_eq!(removed.global, None, "no revision is claimed by it");
 }
@@ -399,4 +403,25 @@ mod properties {
             }
         }
     }
+}
+
+/// A global that was restored from a backup, or recovered from one node, has the cluster id that it had, and lacks what was made since.
+#[test]
+fn time_removes_nothing_for_a_global_with_another_history_however_little_it_lacks() {
+    let memory = Memory::new(Role::Zone, 1);
+    stored_addresses(&memory, 0..10);
+    let id = key(Kind::Config, "", "kuma-cluster-id");
+    memory.put_with(id, labels_of(&[(ORIGIN, "global")]), json!({ "config": "one" }));
+    let history = HistoryId(1);
+    memory.change(each(vec![], Some(GlobalRevision { history, revision: 10 })));
+    let mut receiver = receiver(Site::Zone, true, memory.view().global());
+    receiver.handle(Event::Start, &memory.catalog());
+    receiver.handle(response("Config", "1", vec![cluster_id("one")], &[]), &memory.catalog());
+    receiver.handle(response("MeshZoneAddress", "2", addresses(1..10), &[]), &memory.catalog());
+    receiver.handle(marker(5, "3"), &memory.catalog());
+    assert_eq!(all_held(&receiver).len(), 1);
+    assert_eq!(receiver.held()[&Kind::MeshZoneAddress].wait, Wait::OtherHistory);
+    assert!(batch(&grace_over(&mut receiver, &memory)).is_none());
+    let removed = batch(&receiver.handle(Event::Confirmed(None), &memory.catalog())).unwrap();
+    assert_eq!(delete_keys(&removed), ["a0"]);
 }
