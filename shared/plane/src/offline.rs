@@ -7,7 +7,10 @@ use anyhow::Result;
 use tokio::sync::watch;
 use ursa_store::{ClusterConfig, StoreConfig};
 
-use crate::{cluster::node_tls, config::{Cluster, Encryption}};
+use crate::{
+    cluster::node_tls,
+    config::{Cluster, Encryption},
+};
 
 /// As the node itself would open it.
 ///

@@ -267,16 +267,13 @@ impl Folder {
     /// # Errors
     /// It cannot be written.
     pub fn renewed(&mut self, history: HistoryId) -> std::io::Result<()> {
-        let boot = self.node.boots.last().copied();
-        self.node = Node {
-            node_id: self.node.node_id,
-            history: Some(history),
-            folder: Uuid::new_v4(),
-            start: 1,
-            boots: boot.into_iter().collect(),
-            formed: false,
-            founder: false,
-        };
+        // Everything else stays: what is written here is encrypted as before.
+        self.node.history = Some(history);
+        self.node.folder = Uuid::new_v4();
+        self.node.start = 1;
+        let before = self.node.boots.len().saturating_sub(1);
+        self.node.boots.drain(..before);
+        (self.node.formed, self.node.founder) = (false, false);
         self.write_node()
     }
 
