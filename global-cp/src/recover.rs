@@ -80,7 +80,7 @@ pub async fn run(args: &Args) -> Result<Outcome> {
         Some(_) if all.len() > 1 => println!("\nOf the folders that were compared, this one has most."),
         Some(_) => {}
     }
-    objections.extend(quorum(&mine, &recover::answering(&store).await?));
+    objections.extend(quorum(mine.node, &mine.voters, &recover::answering(&store).await?));
     if !objections.is_empty() && !args.force {
         bail!("{}\nNothing was changed. --force does it all the same.", objections.join("\n"));
     }
@@ -116,7 +116,7 @@ fn quorum(mine: &Survey, answering: &BTreeSet<u64>) -> Option<String> {
     Some(format!(
         "Nodes {others:?} answer; with this one they are {} of {}, which is a majority: start this node instead of recovering it, and nothing is lost.",
         others.len() + 1,
-        mine.voters.len()
+        voters.len()
     ))
 }
 
@@ -175,4 +175,26 @@ fn loss(mine: &Survey) -> String {
         mine.all.revision,
         mine.all.changed.rfc3339()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_makes_a_majority_with_this_node_is_named() {
+        let of = |mine, voters: &[u64], answering: &[u64]| {
+            let set = |ids: &[u64]| ids.iter().copied().collect();
+            quorum(mine, &set(voters), &set(answering))
+        };
+        assert_eq!(of(1, &[1, 2, 3], &[]), None);
+        assert!(of(1, &[1, 2, 3], &[3]).unwrap().contains("2 of 3"));
+        assert_eq!(of(1, &[1, 2, 3, 4, 5], &[3]), None);
+        assert!(of(1, &[1, 2, 3, 4, 5], &[3, 4]).is_some());
+        // Without a vote it makes none; nor does a node that has none.
+        assert_eq!(of(9, &[1, 2, 3], &[3]), None);
+        assert!(of(9, &[1, 2, 3], &[2, 3]).is_some());
+        assert_eq!(of(1, &[1, 2, 3], &[7, 8]), None);
+        assert_eq!(of(1, &[1], &[1]), None);
+    }
 }

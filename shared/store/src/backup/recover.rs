@@ -107,7 +107,8 @@ async fn read(dir: &Path, node: u64, stored: &Stored) -> Result<(Survey, State),
     let committed_index = known.committed.map_or(0, |id| id.index).max(snapshot.applied_index());
     let (mut state, mut sure, mut doubtful) = (snapshot.clone(), Point::of(&snapshot), 0);
     let mut committed = known.committed;
-    let mut next = snapshot.applied_index() + 1;
+    // The first members are entry 0.
+    let mut next = machine.applied().borrow().map_or(0, |applied| applied.index + 1);
     let end = known.last.map_or(0, |last| last.index + 1);
     while next < end {
         let entries = log.read(next..end, PIECE).await.map_err(OpenError::from)?;

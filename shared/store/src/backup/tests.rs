@@ -173,7 +173,8 @@ async fn a_restored_node_goes_on_in_a_history_of_its_own() {
     assert!(next > GAP && next > origin.begins);
     store.shutdown().await.unwrap();
     // It starts again, and is never restored over.
-    let store = on_disk(&disk.power_loss(), &Tasks::new()).await.unwrap();
+    let disk = disk.power_loss();
+    let store = on_disk(&disk, &Tasks::new()).await.unwrap();
     assert_eq!((store.view().history_id(), value(&store.view(), "c")), (history, Some(3)));
     let error = restored(&disk, &head, &state).await.unwrap_err();
     assert!(
@@ -259,6 +260,11 @@ async fn looking_changes_nothing_and_tells_what_is_there() {
     assert!(survey.sure.revision <= survey.all.revision && survey.committed <= survey.last);
     assert_eq!(survey.doubtful, u64::from(survey.sure.revision < survey.all.revision));
     assert_eq!(["/node", "/node/log", "/node/snapshots"].map(before), files);
+    // Without a snapshot the members are those of the first entry.
+    let young = SimDisk::new(2);
+    drop(on_disk(&young, &Tasks::new()).await.unwrap());
+    let survey = surveyed(&young.power_loss()).await;
+    assert_eq!((survey.voters.len(), survey.members.len()), (1, 1));
     let nothing = recover::survey(&config(), &shared(&SimDisk::new(3)), None).await.unwrap_err();
     assert!(nothing.to_string().contains("no data folder of a node"), "{nothing}");
 }
