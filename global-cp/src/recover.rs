@@ -103,19 +103,14 @@ pub async fn run(args: &Args) -> Result<Outcome> {
 }
 
 /// Whether there may be a majority after all.
-fn quorum(mine: &Survey, answering: &BTreeSet<u64>) -> Option<String> {
-    let others: BTreeSet<u64> = answering
-        .intersection(&mine.voters)
-        .copied()
-        .filter(|id| *id != mine.node)
-        .collect();
-    let needed = mine.voters.len() / 2 + 1;
-    if others.is_empty() || others.len() + usize::from(mine.voters.contains(&mine.node)) < needed {
+fn quorum(mine: u64, voters: &BTreeSet<u64>, answering: &BTreeSet<u64>) -> Option<String> {
+    let others: BTreeSet<u64> = answering.intersection(voters).copied().filter(|id| *id != mine).collect();
+    let votes = others.len() + usize::from(voters.contains(&mine));
+    if others.is_empty() || votes < voters.len() / 2 + 1 {
         return None;
     }
     Some(format!(
-        "Nodes {others:?} answer; with this one they are {} of {}, which is a majority: start this node instead of recovering it, and nothing is lost.",
-        others.len() + 1,
+        "Nodes {others:?} answer; with this one they are {votes} of {}, which is a majority: start this node instead of recovering it, and nothing is lost.",
         voters.len()
     ))
 }
