@@ -77,7 +77,7 @@ fn stop(group: &Group, id: u64, stop: Option<Stop>) {
     group.store(id).peers().unwrap().shared.faults.stop_snapshots(stop);
 }
 
-/// Bytes of the newest snapshot of a node.
+/// Bytes of the newest snapshot of a node: a little more than what is sent, if it is encrypted.
 fn size(group: &Group, id: u64) -> u64 {
     let files = std::fs::read_dir(group.folder(id).join("snapshots")).unwrap();
     let newest = files.map(|entry| entry.unwrap().path()).max().unwrap();
@@ -96,7 +96,10 @@ async fn a_transfer_that_is_cut_goes_on_where_it_stopped() {
     assert_eq!((value(&view, "m4"), value(&view, "a")), (Some(4), Some(1)));
     let sent = sent(&group, leader);
     // Not even the chunk at which it broke.
-    assert!(sent >= whole && sent < whole + whole / 4, "{sent} bytes sent of {whole}");
+    assert!(
+        sent >= whole - whole / 50 && sent < whole + whole / 4,
+        "{sent} bytes sent of {whole}"
+    );
     let left = std::fs::read_dir(group.folder(away).join("snapshots")).unwrap();
     let left: Vec<_> = left.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     assert!(left.iter().all(|name| name.ends_with(".snap")), "nothing is left aside: {left:?}");
@@ -150,5 +153,9 @@ async fn another_snapshot_is_sent_from_its_start() {
     group.node(leader).kill().await;
     let view = group.store(away).read().await.unwrap();
     assert_eq!((value(&view, "m4"), value(&view, "more")), (Some(4), Some(7)));
-    assert!(sent(&group, other) >= another, "{} of {another}", sent(&group, other));
+    assert!(
+        sent(&group, other) >= another - another / 50,
+        "{} of {another}",
+        sent(&group, other)
+    );
 }
