@@ -179,7 +179,7 @@ async fn a_restored_node_goes_on_in_a_history_of_its_own() {
     let error = restored(&disk, &head, &state).await.unwrap_err();
     assert!(
         matches!(&error, RestoreError::NotEmpty { found, .. } if found.contains(&"node.json".to_owned())),
-        "{error}"
+        "{error:?}"
     );
 }
 
