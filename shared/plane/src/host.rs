@@ -72,6 +72,17 @@ pub struct Host {
     held: Held,
 }
 
+/// A start that fails lets go of what it had, the guards of readiness too, while the port is still served: it is not ready for that.
+struct Failing(Option<Readiness>);
+
+impl Drop for Failing {
+    fn drop(&mut self) {
+        if let Some(readiness) = self.0.take() {
+            readiness.not_ready();
+        }
+    }
+}
+
 impl Host {
     /// A control plane of one node. See [`Host::open_in`].
     ///
@@ -94,6 +105,7 @@ impl Host {
         tasks.register_metrics(&mut registry.lock());
         lives.back.register_metrics(registry.lock().sub_registry_with_prefix("back"));
         let (starting, serving_guard) = (readiness.guard("store"), readiness.guard("servers"));
+        let mut failing = Failing(Some(readiness.clone()));
         let shown = Shown::default();
         let listener = bind(diagnostics_address, "diagnostics").await?;
         let router = diagnostics::router(readiness.clone(), registry.clone(), stages.clone()).merge(shown.router());
@@ -163,6 +175,7 @@ impl Host {
             timing,
         });
         registry.lock().register_collector(Box::new(ClusterMetrics(shown.clone())));
+        failing.0 = None;
         starting.ready();
         info!(revision = store.view().revision(), resources = store.view().len(), "store is open");
         let plane = Plane::new(config.role, store, observed);
