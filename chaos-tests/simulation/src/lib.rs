@@ -8,6 +8,7 @@
 //! - [`children`]: many seeds.
 //!
 //! Not here: TLS, HTTP/2, sled and real files, which the tests of the store and the scenarios of `chaos-tests` cover.
+pub mod changes;
 pub mod children;
 pub mod clients;
 pub mod entropy;

@@ -4,14 +4,11 @@
 //! that did nothing but lose what was not synced, or that stops without a reason, is a finding. A node that has left the group, or has lost
 //! its folder, has a reason: it is told so, and stops.
 use std::collections::BTreeMap;
-use std::fmt;
-use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use ursa_runtime::CancellationToken;
 use ursa_runtime::config::Secret;
@@ -21,6 +18,7 @@ use ursa_runtime::tasks::{OnExit, Tasks};
 use ursa_store::testing::SimDisk;
 use ursa_store::{ClusterConfig, FirstStart, NodeTls, Role, Store, StoreConfig, Timings, log};
 
+pub use crate::changes::Changes;
 use crate::judge::Judge;
 use crate::network::{Life, Network};
 use crate::note;
@@ -66,44 +64,6 @@ pub struct Settings {
     /// What is on the disks is encrypted.
     pub encrypted: bool,
     pub tls: Arc<BTreeMap<u64, NodeTls>>,
-}
-
-/// What became of the members.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Changes {
-    /// Nodes that came and have everything.
-    pub joined: u64,
-    pub promoted: u64,
-    pub removed: u64,
-    /// Dead nodes whose vote another one got.
-    pub replaced: u64,
-    pub moved: u64,
-    /// Nodes that lost their folder.
-    pub wiped: u64,
-    /// How often one of these was told that it has no part any more.
-    pub refused: u64,
-}
-
-impl AddAssign for Changes {
-    fn add_assign(&mut self, other: Self) {
-        self.joined += other.joined;
-        self.promoted += other.promoted;
-        self.removed += other.removed;
-        self.replaced += other.replaced;
-        self.moved += other.moved;
-        self.wiped += other.wiped;
-        self.refused += other.refused;
-    }
-}
-
-impl fmt::Display for Changes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "nodes: {} joined, {} promoted, {} removed, {} replaced, {} moved, {} wiped and {} times refused",
-            self.joined, self.promoted, self.removed, self.replaced, self.moved, self.wiped, self.refused
-        )
-    }
 }
 
 /// What a node is started with, beside its disk.
