@@ -250,6 +250,7 @@ async fn a_backup_is_made_while_running_and_restored_into_a_new_control_plane() 
         (&before["history"], Some("restore"))
     );
     assert!(now["revision"].as_u64().unwrap() > 1_000_000_000, "{now}");
+    wait("the token is written", async || data(&cluster, 1, "admin-user-token").exists()).await;
     assert_eq!(cluster.token(1), token, "tokens stay valid");
     assert!(has(&cluster, 1, "before").await && !has(&cluster, 1, "after").await);
     mesh(&cluster, 1, "new").await;
@@ -337,7 +338,15 @@ async fn one_of_three_goes_on_when_the_others_are_lost() {
         .unwrap()
         .replace("cluster:\n", "cluster:\n  first_start: wait\n");
     std::fs::write(&second, text).unwrap();
+    // All that are configured must be there before the group grows: one that is away would be a voter that is missed.
+    let third = cluster.path("node3.yaml");
+    let text = std::fs::read_to_string(&third)
+        .unwrap()
+        .replace("cluster:\n", "cluster:\n  first_start: wait\n");
+    std::fs::write(&third, text).unwrap();
+    std::fs::remove_dir_all(cluster.path("data3")).unwrap();
     cluster.start(2);
+    cluster.start(3);
     cluster.ready(2).await;
     wait("node 2 has everything", async || {
         has(&cluster, 2, "new").await && has(&cluster, 2, "kept").await

@@ -277,6 +277,16 @@ async fn grow(inner: Weak<Inner>, peers: Peers, members: BTreeMap<u64, String>, 
         if members.len() < 2 || !raft.voter_ids().eq([me]) {
             return;
         }
+        // Whoever is away would be a voter all the same, and the majority would be lost with the first of them.
+        let others = members.keys().copied().filter(|id| *id != me);
+        let greeted = join_all(others.map(|id| admission::greet(&peers, id))).await;
+        if greeted.iter().any(Result::is_err) {
+            drop(raft);
+            if !backoff.wait(&closing).await {
+                return;
+            }
+            continue;
+        }
         let grown = crate::raft::grow(&raft, &closing, &members).await;
         drop(raft);
         match grown {
