@@ -197,6 +197,8 @@ pub(crate) struct Inner {
     confirmed: Arc<Confirmed>,
     /// Why the disk takes nothing at the moment.
     pub(crate) refused: watch::Receiver<Option<log::Refused>>,
+    /// The term that this node leads in, and until when its followers may not have answered yet.
+    leads_lately: Mutex<Option<(u64, Deadline)>>,
     pub(crate) snapshots: Arc<Snapshots>,
     views: watch::Receiver<View>,
     applied: watch::Receiver<Option<EntryId>>,
@@ -351,6 +353,7 @@ impl Store {
                 log,
                 confirmed,
                 refused,
+                leads_lately: Mutex::default(),
                 snapshots,
                 views,
                 applied,

@@ -21,6 +21,8 @@ pub(crate) struct Picture {
     pub(crate) voters: BTreeSet<u64>,
     /// Those that were heard lately, this node included.
     pub(crate) answering: BTreeSet<u64>,
+    /// Voters that were never heard since this node leads.
+    pub(crate) unheard: BTreeSet<u64>,
     /// How far the others are known to be.
     pub(crate) matched: BTreeMap<u64, u64>,
     pub(crate) last: u64,
@@ -50,12 +52,15 @@ pub(crate) fn picture(raft: &Raft, patience: Duration) -> Picture {
     let metrics = raft.metrics().borrow_watched().clone();
     let membership = metrics.membership_config.membership();
     let heard = metrics.heartbeat.iter().flatten();
+    let ever = |id: &u64| heard.clone().any(|(node, at)| node == id && at.is_some());
+    let unheard = membership.voter_ids().filter(|id| *id != metrics.id && !ever(id)).collect();
     let heard = heard.filter(|(_, at)| at.as_ref().is_some_and(|at| at.elapsed() < patience));
     let replication = metrics.replication.iter().flatten();
     Picture {
         nodes: membership.nodes().map(|(id, peer)| (*id, peer.address.clone())).collect(),
         voters: membership.voter_ids().collect(),
         answering: heard.map(|(id, _)| *id).chain([metrics.id]).collect(),
+        unheard,
         matched: replication.filter_map(|(id, at)| Some((*id, at.as_ref()?.index))).collect(),
         last: metrics.last_log_index.unwrap_or_default(),
     }

@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use ursa_runtime::lease::Deadline;
+
 use super::Store;
 use crate::raft::members::picture;
 
@@ -58,8 +60,25 @@ impl Store {
         let me = peers.node_id();
         let mut full = disks.others().borrow().clone();
         full.extend(disks.own().map(|own| (me, own)));
-        let picture = picture(&self.inner.raft, HEARD);
+        let mut picture = picture(&self.inner.raft, HEARD);
+        if self.leads_lately() {
+            // Who has not had the time to answer is not away.
+            picture.answering.append(&mut picture.unheard);
+        }
         judge(me, &full, &picture.voters, &picture.answering)
+    }
+
+    /// Whether this leader was first asked in its term a moment ago.
+    fn leads_lately(&self) -> bool {
+        let term = self.inner.raft.as_leader().map(|leader| leader.term()).unwrap_or_default();
+        let mut lately = self.inner.leads_lately.lock();
+        match &*lately {
+            Some((of, until)) if *of == term => !until.has_passed(),
+            _ => {
+                *lately = Some((term, Deadline::after(HEARD)));
+                true
+            }
+        }
     }
 }
 
