@@ -197,8 +197,8 @@ pub(crate) struct Inner {
     confirmed: Arc<Confirmed>,
     /// Why the disk takes nothing at the moment.
     pub(crate) refused: watch::Receiver<Option<log::Refused>>,
-    /// The term that this node leads in, and until when its followers may not have answered yet.
-    leads_lately: Mutex<Option<(u64, Deadline)>>,
+    /// The term that this node leads in, and when all of its followers have had the time to answer.
+    all_had_time: Mutex<Option<(u64, Deadline)>>,
     pub(crate) snapshots: Arc<Snapshots>,
     views: watch::Receiver<View>,
     applied: watch::Receiver<Option<EntryId>>,
@@ -353,7 +353,7 @@ impl Store {
                 log,
                 confirmed,
                 refused,
-                leads_lately: Mutex::default(),
+                all_had_time: Mutex::default(),
                 snapshots,
                 views,
                 applied,

@@ -72,7 +72,8 @@ pub(super) fn peers(
         },
         history: folder.history().or((history != HistoryId::default()).then_some(history)),
         known,
-        log_end: log.state().last,
+        // A snapshot from elsewhere may have come after the newest entry of the log.
+        log_end: log.state().last.max(*machine.applied().borrow()),
         levels: config.levels(),
         level: machine.level(),
         roster: Roster::new(

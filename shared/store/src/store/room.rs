@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use ursa_runtime::lease::Deadline;
+use openraft::async_runtime::watch::WatchReceiver;
+use ursa_runtime::lease::{self, Deadline};
 
 use super::Store;
 use crate::raft::members::picture;
@@ -19,6 +20,8 @@ pub(crate) enum Room {
     Elsewhere(BTreeSet<u64>),
     /// Whose disks are in the way, and why.
     Nowhere(String),
+    /// It depends on voters that have had no time to answer since this node leads.
+    NotKnown(Deadline),
 }
 
 /// The verdict for a leader. Pure.
@@ -61,22 +64,41 @@ impl Store {
         let mut full = disks.others().borrow().clone();
         full.extend(disks.own().map(|own| (me, own)));
         let mut picture = picture(&self.inner.raft, HEARD);
-        if self.leads_lately() {
-            // Who has not had the time to answer is not away.
-            picture.answering.append(&mut picture.unheard);
+        let room = judge(me, &full, &picture.voters, &picture.answering);
+        let until = self.all_had_time();
+        if !matches!(room, Room::Nowhere(_)) || until.has_passed() {
+            return room;
         }
-        judge(me, &full, &picture.voters, &picture.answering)
+        picture.answering.append(&mut picture.unheard);
+        match judge(me, &full, &picture.voters, &picture.answering) {
+            Room::Nowhere(_) => room,
+            _ => Room::NotKnown(until),
+        }
     }
 
-    /// Whether this leader was first asked in its term a moment ago.
-    fn leads_lately(&self) -> bool {
+    /// As [`Store::room`], once it is known.
+    pub(crate) async fn room_known(&self) -> Room {
+        let mut metrics = self.inner.raft.metrics();
+        loop {
+            let room = self.room();
+            let Room::NotKnown(until) = room else { return room };
+            if let Ok(Err(_)) = lease::within(until.remaining(), metrics.changed()).await {
+                // The core has ended, and will say so itself.
+                return Room::Enough;
+            }
+        }
+    }
+
+    /// When all followers have had the time to answer this leader, from when it was first asked in its term.
+    fn all_had_time(&self) -> Deadline {
         let term = self.inner.raft.as_leader().map(|leader| leader.term()).unwrap_or_default();
-        let mut lately = self.inner.leads_lately.lock();
-        match &*lately {
-            Some((of, until)) if *of == term => !until.has_passed(),
+        let mut known = self.inner.all_had_time.lock();
+        match &*known {
+            Some((of, until)) if *of == term => *until,
             _ => {
-                *lately = Some((term, Deadline::after(HEARD)));
-                true
+                let until = Deadline::after(HEARD);
+                *known = Some((term, until));
+                until
             }
         }
     }

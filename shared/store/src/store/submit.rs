@@ -257,8 +257,8 @@ impl Store {
             let leader = self.inner.leader.borrow().filter(|leader| *leader != self.inner.config.node_id);
             return Ok(Proposed::NotLeader { leader });
         }
-        match self.room() {
-            Room::Enough => {}
+        match self.room_known().await {
+            Room::Enough | Room::NotKnown(_) => {}
             // It gives the lead away, see `keeper`.
             Room::Elsewhere(_) => return Ok(Proposed::NotLeader { leader: None }),
             Room::Nowhere(reason) => return Ok(Proposed::NoSpace { reason }),
