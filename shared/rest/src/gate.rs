@@ -41,7 +41,13 @@ pub(crate) async fn gate(State(shared): State<Arc<Shared>>, request: Request, ne
     let early = changes_one(request.method()).then(|| shared.api.backend.provisional()).flatten();
     let early = early.and_then(|(catalog, term)| {
         let context = admit(&shared, &request, &catalog).ok()?;
-        Some((Context { term: Some(term), ..context }, catalog))
+        Some((
+            Context {
+                term: Some(term),
+                ..context
+            },
+            catalog,
+        ))
     });
     if let (Some((context, catalog)), None) = (early, &refused) {
         return answer(context, &catalog, request, next).await;

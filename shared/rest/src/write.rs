@@ -100,11 +100,7 @@ pub(crate) struct Again {
 
 /// Decides about one resource, proposes what was decided, and answers by the result. What is decided on a provisional picture and not
 /// committed in its term is decided again on the newest.
-pub(crate) async fn decide_and_commit(
-    call: &mut Call,
-    id: WriteId,
-    asked: &impl Decide,
-) -> Result<Response, Error> {
+pub(crate) async fn decide_and_commit(call: &mut Call, id: WriteId, asked: &impl Decide) -> Result<Response, Error> {
     let mut doubt = false;
     if call.term.is_some() {
         if let Ok(decision) = asked.decide(call, id.chosen).await {

@@ -14,7 +14,16 @@ use http::Uri;
 use tokio::sync::Semaphore;
 use ursa_model::{Kind, Scope, kind::ALL};
 
-use crate::{Api, absent, auth::Authenticator, call::{Call, Early}, envelope, error::Error, gate, gate::Shared, past, wait};
+use crate::{
+    Api, absent,
+    auth::Authenticator,
+    call::{Call, Early},
+    envelope,
+    error::Error,
+    gate,
+    gate::Shared,
+    past, wait,
+};
 
 mod applied;
 mod crud;
