@@ -10,6 +10,7 @@
 //! - [`record`]: the bytes of one record. - [`segment`]: names, header and head of a file. - [`recover`]: reading it all at open.
 //! - [`writer`]: the one place that writes. - [`room`]: space that is taken ahead. - [`memory`]: index and newest entries.
 //! - [`part`]: entries sealed (`crate::seal`) and opened. - [`rewrite`]: a file under another key.
+//!
 //! Not here: what Raft makes of it (`crate::raft`).
 mod error;
 mod handle;

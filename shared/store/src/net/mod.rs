@@ -6,7 +6,7 @@
 //! - [`tls`]: who is who in the handshake. - [`peers`]: connections and calls. - [`wire`]: the bytes of Raft's messages.
 //! - [`server`]: the other side of the calls. - [`known`]: which life of each member was met. - [`introduction`]: making this node's life
 //!   known. - [`promises`]: what each member has confirmed. - [`disks`]: whose disk takes nothing. - [`roster`]: who belongs to the group.
-//!   - [`admission`]: taking one's place on the first start. - [`snapshot`], [`receiving`]: whole states, as files. - [`refusal`]: mistakes of
+//! - [`admission`]: taking one's place on the first start. - [`snapshot`], [`receiving`]: whole states, as files. - [`refusal`]: mistakes of
 //!   set-up, with their way out.
 pub(crate) mod admission;
 #[cfg(any(test, feature = "testing"))]
