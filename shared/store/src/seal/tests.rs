@@ -136,7 +136,7 @@ fn making_it_and_rotating_it_can_be_cut_short_anywhere() {
         disk.power_off_in(seed % 60);
         let cut = Folder::open(Arc::new(disk.clone()), Path::new(DIR), 1).map(|(mut folder, _)| {
             let keys = Keys::open(&mut folder, Some(&Encryption::default()))?;
-            let made = keys.rotate().and_then(|_| Ok(keys.rotate()?));
+            let made = keys.rotate().and_then(|_| keys.rotate());
             Ok::<_, Error>((keys, made))
         });
         let disk = disk.power_loss();

@@ -166,10 +166,10 @@ async fn play(seed: u64) -> u32 {
             if write(&store, &name, n).await.is_ok() {
                 acknowledged.insert(name, n);
             }
-            if (seed + step) % 3 == 0 && disk.is_on() {
+            if (seed + step).is_multiple_of(3) && disk.is_on() {
                 let _ = store.snapshot().await;
             }
-            if (seed + step) % 4 == 0
+            if (seed + step).is_multiple_of(4)
                 && let Ok(key) = store.rotate_key().await
             {
                 keys.push(key);
