@@ -38,20 +38,6 @@ pub(crate) async fn gate(State(shared): State<Arc<Shared>>, request: Request, ne
         Ok(freshness) => (freshness, None),
         Err(error) => (Freshness::Stale, Some(error)),
     };
-    let early = changes_one(request.method()).then(|| shared.api.backend.provisional()).flatten();
-    let early = early.and_then(|(catalog, term)| {
-        let context = admit(&shared, &request, &catalog).ok()?;
-        Some((
-            Context {
-                term: Some(term),
-                ..context
-            },
-            catalog,
-        ))
-    });
-    if let (Some((context, catalog)), None) = (early, &refused) {
-        return answer(context, &catalog, request, next).await;
-    }
     let catalog = match shared.api.backend.catalog(freshness).await {
         Ok(catalog) => catalog,
         Err(unavailable) => {
@@ -70,9 +56,20 @@ pub(crate) async fn gate(State(shared): State<Arc<Shared>>, request: Request, ne
     }
 }
 
-/// Requests whose handlers take [`crate::call::Early`]; for any other handler, [`Call`] asks again.
-fn changes_one(method: &Method) -> bool {
-    matches!(*method, Method::PUT | Method::DELETE)
+/// As [`gate`], for routes whose handlers make a picture that is only provisional the newest where they need it: all that take a
+/// [`crate::call::Call`]. A caller who is not let in on it is looked at again on the newest.
+pub(crate) async fn gate_early(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let changes_one = matches!(*request.method(), Method::PUT | Method::DELETE);
+    if changes_one
+        && freshness(&request).is_ok()
+        && let Some((catalog, term)) = shared.api.backend.provisional()
+        && let Ok(context) = identify(&shared, &request, &catalog)
+    {
+        audit::token_used(&context.caller, request.method(), request.uri().path());
+        let term = Some(term);
+        return answer(Context { term, ..context }, &catalog, request, next).await;
+    }
+    gate(State(shared), request, next).await
 }
 
 async fn answer(context: Context, catalog: &Catalog, mut request: Request, next: Next) -> Response {
@@ -88,10 +85,37 @@ fn with_revision(mut response: Response, catalog: &Catalog) -> Response {
     response
 }
 
+/// Why a request is not let in.
+enum NotAdmitted {
+    NotAcceptable,
+    Token {
+        peer: Option<SocketAddr>,
+        reason: ursa_pki::token::Error,
+    },
+}
+
 fn admit(shared: &Shared, request: &Request, catalog: &Catalog) -> Result<Context, Error> {
+    let (method, path) = (request.method(), request.uri().path());
+    match identify(shared, request, catalog) {
+        Ok(context) => {
+            if path != "/" {
+                audit::token_used(&context.caller, method, path);
+            }
+            Ok(context)
+        }
+        Err(NotAdmitted::NotAcceptable) => Err(Error::not_acceptable()),
+        Err(NotAdmitted::Token { peer, reason }) => {
+            audit::token_refused(peer, method, path, &reason);
+            Err(Error::unauthenticated())
+        }
+    }
+}
+
+/// Who makes the request. Nothing is written into the audit log.
+fn identify(shared: &Shared, request: &Request, catalog: &Catalog) -> Result<Context, NotAdmitted> {
     let path = request.uri().path();
     if !accepts_json(request.headers(), path.starts_with("/tokens/")) {
-        return Err(Error::not_acceptable());
+        return Err(NotAdmitted::NotAcceptable);
     }
     let tls = request.extensions().get::<Peer>();
     let peer = tls
@@ -99,38 +123,19 @@ fn admit(shared: &Shared, request: &Request, catalog: &Catalog) -> Result<Contex
         .or_else(|| request.extensions().get::<ConnectInfo<SocketAddr>>().map(|c| c.0));
     let https = tls.is_some_and(|p| p.tls.is_some());
     // kumactl asks for the index to learn what it talks to, before it knows whether its token is right.
-    if path == "/" {
-        let caller = Caller {
-            user: User::anonymous(),
-            jti: None,
-            peer,
-        };
-        return Ok(Context {
-            catalog: catalog.clone(),
-            term: None,
-            caller,
-            https,
-        });
-    }
-    match shared
-        .authenticator
-        .authenticate(catalog, request.headers(), OffsetDateTime::now_utc())
-    {
-        Ok((user, jti)) => {
-            let caller = Caller { user, jti, peer };
-            audit::token_used(&caller, request.method(), path);
-            Ok(Context {
-                catalog: catalog.clone(),
-                term: None,
-                caller,
-                https,
-            })
-        }
-        Err(reason) => {
-            audit::token_refused(peer, request.method(), path, &reason);
-            Err(Error::unauthenticated())
-        }
-    }
+    let (user, jti) = if path == "/" {
+        (User::anonymous(), None)
+    } else {
+        let now = OffsetDateTime::now_utc();
+        let who = shared.authenticator.authenticate(catalog, request.headers(), now);
+        who.map_err(|reason| NotAdmitted::Token { peer, reason })?
+    };
+    Ok(Context {
+        catalog: catalog.clone(),
+        term: None,
+        caller: Caller { user, jti, peer },
+        https,
+    })
 }
 
 /// Reads may ask for less than the newest; writes are always decided on the newest, be it by what their commit shows. The index never waits for a leader.

@@ -83,12 +83,17 @@ pub fn router_with(api: Api, more: Router) -> Router {
             router = kind_routes(router, &shared.api, kind, segment);
         }
     }
+    let no_method = async || Error::no_method();
+    // Their handlers know nothing of provisional pictures.
+    let more = more
+        .method_not_allowed_fallback(no_method)
+        .layer(middleware::from_fn_with_state(shared.clone(), gate::gate));
     router
         .with_state(shared.clone())
-        .merge(more)
-        .method_not_allowed_fallback(async || Error::no_method())
+        .method_not_allowed_fallback(no_method)
         .fallback(async |uri: Uri| absent::explain(uri.path()))
-        .layer(middleware::from_fn_with_state(shared, gate::gate))
+        .layer(middleware::from_fn_with_state(shared, gate::gate_early))
+        .merge(more)
 }
 
 type Routes = Router<Arc<Shared>>;

@@ -102,6 +102,30 @@ async fn a_leader_that_commits_asks_nobody_first() {
 }
 
 #[tokio::test]
+async fn routes_of_others_are_always_answered_on_the_newest() {
+    let server = Server::global().await;
+    let (late, leader) = led(&server, None, Outcome::Committed);
+    let info = Info {
+        hostname: String::new(),
+        version: String::new(),
+        instance_id: String::new(),
+        based_on_kuma: None,
+    };
+    let more = Router::new().route("/more", axum::routing::put(async || StatusCode::OK));
+    let api = Api::new(Site::Global, leader.clone(), info, Value::Null, Stages::default());
+    let with_more = Server {
+        router: crate::router_with(api, more),
+        ..late
+    };
+    with_more.put("/more", json!({})).await.is(200);
+    assert_eq!(seen(&leader), ["barrier"]);
+    with_more.delete("/more").await.is(405);
+    assert_eq!(seen(&leader), ["barrier"]);
+    with_more.put(PATH, a_permission("default", "p")).await.is(201);
+    assert_eq!(seen(&leader), ["early"]);
+}
+
+#[tokio::test]
 async fn a_refusal_is_decided_on_the_newest() {
     let server = Server::global().await;
     let old = server.memory.now();
